@@ -1,0 +1,96 @@
+"""`limbeck COMMAND ...`: finds the command, reads its flags, runs it, and says what went wrong in three lines.
+
+Nothing here imports torch: `limbeck --help` answers at once, and so does every error in a flag. A command's module,
+`limbeck.cli.COMMAND`, is imported when its configuration stands; its `run(config)` returns the exit status.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+
+from limbeck import __version__
+from limbeck.config import flags, helptext
+from limbeck.config.commands import COMMANDS
+from limbeck.errors import ConfigError, LimbeckError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+@dataclass
+class _Seen:
+    """What is known of the command line by the time that something goes wrong."""
+
+    debug: bool
+    where: dict[str, str] = field(default_factory=dict)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line (`sys.argv` by default). The exit status: 0, 1 our fault, 2 the user's, 130 Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    seen = _Seen(debug="--debug" in words)
+    try:
+        return _main(words, seen)
+    except BrokenPipeError:  # `limbeck rlhf --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (KeyboardInterrupt, Exception) as error:
+        if seen.debug:
+            traceback.print_exc()
+        message, status = _explain(error, seen)
+        print(message, file=sys.stderr)
+        return status
+
+
+def _main(words: list[str], seen: _Seen) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(helptext.overview(), flush=True)
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"limbeck {__version__}")
+        return 0
+    command, *rest = words
+    if command not in COMMANDS:
+        raise _unknown(command)
+    if {"-h", "--help", "--help_all", "--help-all"} & set(rest):
+        print(helptext.command_help(command), flush=True)
+        return 0
+    parsed = flags.read(command, rest)
+    seen.where, seen.debug = parsed.where, parsed.debug
+    for note in parsed.notes:
+        print(f"note: {note}", file=sys.stderr)
+    module = import_module(f"limbeck.cli.{command}")
+    _quiet()
+    return module.run(parsed.config)
+
+
+def _quiet() -> None:
+    """Bars for loading and writing weights are noise in a log; those of downloads stay."""
+    if transformers := sys.modules.get("transformers"):
+        transformers.utils.logging.disable_progress_bar()
+
+
+def _unknown(command: str) -> ConfigError:
+    near = difflib.get_close_matches(command, COMMANDS, n=1)
+    fix = f"did you mean `limbeck {near[0]}`?" if near else f"one of: {', '.join(COMMANDS)}"
+    return ConfigError(f"unknown command {command}", where=f"limbeck {command}", fix=fix)
+
+
+def _explain(error: BaseException, seen: _Seen) -> tuple[str, int]:
+    """What to print, and the exit status."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", INTERRUPTED
+    if isinstance(error, LimbeckError):
+        return str(flags.located(error, seen.where)), error.exit_code
+    reason = " ".join(str(error).split()) or "no reason given"
+    fix = "run it again with --debug for the traceback, and report it if it is a fault of Limbeck"
+    return f"error: {type(error).__name__}: {reason}\n  fix:   {fix}", 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""Automatic choices: every `None` that can be decided before models and data are seen, with the reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from limbeck.config.method import resolve_source
+from limbeck.config.schema import Config, room_of
+
+TOTAL_BATCH = 16  # ms-swift's
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A value that was chosen for the user."""
+
+    flag: str
+    value: Any
+    reason: str
+
+    def __str__(self) -> str:
+        return f"--{self.flag} {self.value}: {self.reason}"
+
+
+def resolve_defaults(config: Config, *, world_size: int) -> tuple[Config, list[Choice]]:
+    """Fills in what was left open. world_size: processes that train side by side.
+
+    What stays None depends on the data (`max_length`), the device (`rollout_batch_size`) or means "off".
+    """
+    choices = list(_choices(config, world_size))
+    rooms: dict[str, dict[str, Any]] = {}
+    for choice in choices:
+        rooms.setdefault(room_of(type(config), choice.flag), {})[choice.flag] = choice.value
+    update = {name: getattr(config, name).model_copy(update=values) for name, values in rooms.items()}
+    return config.model_copy(update=update), choices
+
+
+def _choices(config: Config, world_size: int) -> Iterator[Choice]:
+    yield from _loss_choices(config)
+    yield from _batch_choices(config, world_size)
+    yield from _run_choices(config)
+
+
+def _loss_choices(config: Config) -> Iterator[Choice]:
+    method, model = config.method, config.model
+    grpo = method.rlhf_type == "grpo"
+    if method.beta is None and method.rlhf_type is not None:
+        reason = "no KL to a reference model" if grpo else "the middle between forward and reverse KL"
+        yield Choice("beta", 0.0 if grpo else 0.5, f"{reason}, the default of {method.rlhf_type}")
+    if grpo and "lmbda" not in method.model_fields_set:
+        yield Choice("lmbda", 1.0, "grpo learns from the student's own tokens only")
+    if config.rollout.num_generations is None and method.rlhf_type is not None:
+        rewards = grpo and resolve_source(config, has_teacher_prompt=False) == "none"
+        reason = "a group of responses to compare by reward" if rewards else "no rewards, so no groups to compare"
+        yield Choice("num_generations", 8 if rewards else 1, reason)
+    if config.optim.learning_rate is None:
+        lora = model.tuner_type == "lora"
+        yield Choice("learning_rate", 1e-4 if lora else 1e-5, f"the default for --tuner_type {model.tuner_type}")
+
+
+def _batch_choices(config: Config, world_size: int) -> Iterator[Choice]:
+    optim, accumulation = config.optim, config.optim.gradient_accumulation_steps
+    if accumulation is None and config.method.rlhf_type == "grpo":
+        accumulation = 1
+        yield Choice("gradient_accumulation_steps", accumulation, "the default of grpo")
+    elif accumulation is None:
+        together = optim.per_device_train_batch_size * world_size
+        accumulation = math.ceil(TOTAL_BATCH / together)
+        parts = f"{accumulation} x {optim.per_device_train_batch_size} rows x {world_size} processes"
+        yield Choice("gradient_accumulation_steps", accumulation, f"{parts} make a step of {accumulation * together}")
+    if config.rollout.steps_per_generation is None and config.method.rlhf_type is not None:
+        yield Choice("steps_per_generation", accumulation, "every optimizer step learns from samples of its own")
+    if optim.per_device_eval_batch_size is None:
+        yield Choice("per_device_eval_batch_size", optim.per_device_train_batch_size, "as in training")
+
+
+def _run_choices(config: Config) -> Iterator[Choice]:
+    run, data = config.run, config.data
+    if data.data_seed is None:
+        yield Choice("data_seed", run.seed, "the run's seed")
+    if run.eval_strategy is None:
+        held_out = bool(data.val_dataset) or data.split_dataset_ratio > 0
+        reason = "there are held-out rows" if held_out else "there are no held-out rows"
+        yield Choice("eval_strategy", "steps" if held_out else "no", reason)
+    if run.eval_steps is None:
+        yield Choice("eval_steps", run.save_steps, "as often as checkpoints are written")
+    if run.greater_is_better is None:
+        grows = any(word in run.metric_for_best_model for word in ("agreement", "accuracy", "reward"))
+        reason = f"{run.metric_for_best_model} is {'a score' if grows else 'a loss'}"
+        yield Choice("greater_is_better", grows, reason)
+    folder = run.output_dir
+    if folder is None:
+        name = Path(config.model.model).name.removesuffix(".gguf") or "model"
+        folder = Path("output") / f"{name}-{config.method.rlhf_type or 'sft'}"
+        yield Choice("output_dir", folder, "named after the model and the method")
+    if config.report.run_name is None:
+        yield Choice("run_name", folder.name, "the run folder's name")

@@ -1,0 +1,312 @@
+"""argv + YAML -> the command's configuration: default < YAML < flag.
+
+`--flag`, `--flag value`, `--flag=value` and `--flag a b` for lists; dashes and underscores are the same; the first
+positional argument may be a YAML file, flat or by room. The fields of the models are the flags: there is no other list.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from limbeck.config import swift
+from limbeck.config.commands import ALL, COMMANDS, Command
+from limbeck.config.faults import refusal
+from limbeck.config.schema import Room, Run
+from limbeck.config.yaml_file import Entry, read_yaml
+from limbeck.errors import ConfigError, LimbeckError
+
+Kind = Literal["switch", "list", "table", "value"]
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A field as the command line sees it."""
+
+    name: str
+    room: str
+    info: FieldInfo
+    kind: Kind
+    choices: tuple[str, ...]
+    optional: bool
+
+
+@dataclass(slots=True)
+class Parsed:
+    """What the command line came to.
+
+    where: flag -> how and where it was given ("run.yaml:7  beta: 3" or "--beta 3"), for errors found later.
+    notes: what the user should know about flags that were renamed or have no effect.
+    """
+
+    config: Room
+    where: dict[str, str] = field(default_factory=dict[str, str])
+    notes: list[str] = field(default_factory=list[str])
+
+    @property
+    def debug(self) -> bool:
+        """Whether tracebacks are asked for."""
+        run: object = getattr(self.config, "run", None)
+        return isinstance(run, Run) and run.debug
+
+
+def parse(command: str, argv: Sequence[str]) -> Room:
+    """The configuration of `limbeck COMMAND *argv`, of the class that `COMMANDS` names. Raises ConfigError."""
+    return read(command, argv).config
+
+
+def read(command: str, argv: Sequence[str]) -> Parsed:
+    """As `parse`, with where every value stands and what there is to say about it. Raises ConfigError."""
+    spec = COMMANDS[command]
+    flags = all_flags() | flags_of(spec.config)
+    read_here = {name for name, flag in flags.items() if reads(spec, flag)}
+    entries, tokens = _from_file(argv, {flag.room for flag in flags.values()})
+    given: dict[str, Any] = dict(spec.presets)
+    parsed = Parsed(spec.config.model_construct())
+    skipped: list[str] = []
+    refused: list[tuple[Entry, swift.Refused]] = []
+    for entry in [*sorted(entries, key=lambda entry: entry.name in spec.aliases), *_from_flags(tokens)]:
+        if entry.name in spec.aliases:
+            if not entry.value:
+                continue
+            entry.name = spec.aliases[entry.name]
+        name = entry.name if entry.name in flags else _from_swift(entry, flags, spec, parsed.notes, refused)
+        if name is None:
+            continue
+        if name not in read_here:
+            if not entry.from_file:
+                raise _not_used(entry, spec, flags[name])
+            if entry.value != spec.presets.get(name, _default(flags[name])):
+                skipped.append(name)
+            continue
+        given[name] = _value(entry, flags[name])
+        if not entry.from_file and parsed.where.get(name, "").startswith("--"):
+            parsed.notes.append(f"--{name} is given twice, and the last one counts: {entry.where}")
+        parsed.where[name] = entry.where
+    if refused:
+        raise _refusals(refused)
+    if skipped:
+        parsed.notes.append(f"limbeck {command} does not use {', '.join(skipped)} of {argv[0]}")
+    _require(spec, given)
+    parsed.config = _build(spec, flags, given, parsed.where)
+    return parsed
+
+
+def to_yaml(config: Room) -> str:
+    """The whole configuration by room; parsing it again gives an equal one."""
+    import yaml
+
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def located(error: LimbeckError, where: dict[str, str]) -> LimbeckError:
+    """The same error, its flags' values replaced by the place where they were given."""
+    names = list(dict.fromkeys(re.findall(r"--([a-z_]+)", error.where)))
+    places = [where[name] for name in names if name in where]
+    if not error.where.startswith("--") or not places:
+        return error
+    return type(error)(error.what, where=", ".join(places), fix=error.fix)
+
+
+def flags_of(config: type[Room]) -> dict[str, Flag]:
+    """Every field of every room, by name. Names are unique over the rooms, which the tests check."""
+    found: dict[str, Flag] = {}
+    for room_name, room in rooms_of(config).items():
+        for name, info in room.model_fields.items():
+            arms = list(_arms(info.annotation))
+            inner = [part for arm in arms if get_origin(arm) is list for part in _arms(get_args(arm)[0])]
+            literals = [arm for arm in [*arms, *inner] if get_origin(arm) is Literal]
+            choices = tuple(str(value) for arm in literals for value in get_args(arm))
+            found[name] = Flag(name, room_name, info, _kind(arms), choices, type(None) in arms)
+    return found
+
+
+def all_flags() -> dict[str, Flag]:
+    """Every flag of every command."""
+    return {name: flag for command in COMMANDS.values() for name, flag in flags_of(command.config).items()}
+
+
+def rooms_of(config: type[Room]) -> dict[str, type[Room]]:
+    """The rooms of a command's configuration, by name."""
+    return {
+        name: info.annotation
+        for name, info in config.model_fields.items()
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Room)
+    }
+
+
+def reads(spec: Command, flag: Flag) -> bool:
+    """Whether the command reads this field."""
+    names = spec.fields.get(flag.room, ())
+    return names == ALL or flag.name in names
+
+
+def _arms(annotation: Any) -> Iterable[Any]:
+    """The alternatives of a type, with Annotated and unions taken apart."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _arms(get_args(annotation)[0])
+    elif origin is Union or str(origin) == "<class 'types.UnionType'>":
+        for arm in get_args(annotation):
+            yield from _arms(arm)
+    else:
+        yield annotation
+
+
+def _kind(arms: Sequence[Any]) -> Kind:
+    if bool in arms:
+        return "switch"
+    origins = {get_origin(arm) for arm in arms}
+    return "list" if list in origins else "table" if dict in origins else "value"
+
+
+def _from_file(argv: Sequence[str], rooms: set[str]) -> tuple[list[Entry], list[str]]:
+    if argv and not argv[0].startswith("-"):
+        return read_yaml(argv[0], rooms), list(argv[1:])
+    return [], list(argv)
+
+
+def _from_flags(tokens: Sequence[str]) -> list[Entry]:
+    """Splits the command line at its flags. A negative number is a value."""
+    entries: list[Entry] = []
+    words: list[str] = []
+    for token in tokens:
+        if re.match(r"--?[A-Za-z]", token):
+            flag, equals, value = token.partition("=")
+            words = [value] if equals else []
+            entries.append(Entry(flag.lstrip("-").replace("-", "_"), words, token))
+        elif not entries:
+            fix = "a YAML file must come first, before the flags" if token != tokens[0] else "write --flag value"
+            raise ConfigError(f"unexpected argument {token}", where=token, fix=fix)
+        else:
+            words.append(token)
+    for entry in entries:
+        entry.where = " ".join([f"--{entry.name}", *entry.value])
+    return entries
+
+
+def _from_swift(
+    entry: Entry, flags: dict[str, Flag], spec: Command, notes: list[str], refused: list[tuple[Entry, swift.Refused]]
+) -> str | None:
+    """The field that a flag of ms-swift sets; None for one that sets nothing. Says so in `notes` or `refused`."""
+    name, text = entry.name, _text(entry.value)
+    match swift.lookup(name):
+        case swift.Renamed(to=to, values=values) if to in flags:
+            if (ours := values.get(text.lower())) == "":
+                return None
+            if ours is not None:
+                entry.value = ours if entry.from_file else [ours]
+            notes.append(f"--{name} is --{to} {_text(entry.value)} here".rstrip())
+            return to
+        case swift.NotNeeded(why=why):
+            notes.append(f"--{name} has no effect: {why}")
+            return None
+        case swift.Refused() as known:
+            if text.lower() not in known.off:
+                refused.append((entry, known))
+            return None
+        case _:
+            raise _unknown(entry, flags, spec)
+
+
+def _refusals(refused: Sequence[tuple[Entry, swift.Refused]]) -> ConfigError:
+    """All of them at once: who brings a command from ms-swift does not want to meet them one by one."""
+    advice: dict[str, list[str]] = {}
+    for entry, known in refused:
+        advice.setdefault(known.instead, []).append(f"--{entry.name}")
+    names = [f"--{entry.name}" for entry, _ in refused]
+    what = f"{', '.join(names)} {'is a flag' if len(names) == 1 else 'are flags'} of ms-swift that Limbeck has not"
+    each = [f"{', '.join(flags)}: {instead}" for instead, flags in advice.items()]
+    fix = next(iter(advice)) if len(advice) == 1 else "\n         ".join(each)
+    return ConfigError(what, where=", ".join(entry.where for entry, _ in refused), fix=fix)
+
+
+def _unknown(entry: Entry, flags: dict[str, Flag], spec: Command) -> ConfigError:
+    known = [name for name, flag in flags.items() if reads(spec, flag)]
+    rooms = list(rooms_of(spec.config)) if entry.from_file else []
+    near = difflib.get_close_matches(entry.name, known + rooms, n=1, cutoff=0.6)
+    kind, dashes = ("key", "") if entry.from_file else ("flag", "--")
+    fix = f"did you mean {dashes}{near[0]}?" if near else f"see `limbeck {spec.name} --help` for all that there are"
+    return ConfigError(f"unknown {kind} {dashes}{entry.name}", where=entry.where, fix=fix)
+
+
+def _not_used(entry: Entry, spec: Command, flag: Flag) -> ConfigError:
+    others = [f"`limbeck {other.name}`" for other in COMMANDS.values() if reads(other, flag)]
+    fix = f"leave it out ({', '.join(others)} {'uses' if len(others) == 1 else 'use'} it)" if others else "leave it out"
+    return ConfigError(f"limbeck {spec.name} does not use --{flag.name}", where=entry.where, fix=fix)
+
+
+def _default(flag: Flag) -> object:
+    """The default as a YAML file spells it."""
+    value: object = flag.info.get_default(call_default_factory=True, validated_data={})
+    return str(value) if isinstance(value, Path) else value
+
+
+def _text(value: Any) -> str:
+    return " ".join(str(word) for word in value) if isinstance(value, list) else str(value)  # type: ignore[misc]
+
+
+def _value(entry: Entry, flag: Flag) -> Any:
+    """The value for pydantic to check: words of the command line become what the field's kind asks for."""
+    if entry.from_file:
+        return _spelled(flag.name, entry.value)
+    words: list[str] = entry.value
+    if flag.kind == "switch" and not words:
+        return True
+    if flag.kind == "list":
+        return _json(entry, list) if len(words) == 1 and words[0].startswith("[") else words
+    if not words:
+        raise ConfigError(f"--{flag.name} needs a value", where=entry.where, fix=_example(flag))
+    if len(words) > 1:
+        fix = f'put a value with spaces in quotes: --{flag.name} "{" ".join(words)}"'
+        raise ConfigError(f"--{flag.name} takes one value and got {len(words)}", where=entry.where, fix=fix)
+    if flag.kind == "table":
+        return _json(entry, dict)
+    if flag.optional and words[0].lower() in ("none", "null") and str not in _arms(flag.info.annotation):
+        return None
+    return _spelled(flag.name, words[0])
+
+
+def _spelled(name: str, value: Any) -> Any:
+    return swift.VALUES.get((name, value), value) if isinstance(value, str) else value
+
+
+def _json(entry: Entry, kind: type) -> Any:
+    try:
+        value = json.loads(entry.value[0])
+    except json.JSONDecodeError as error:
+        value = error.msg
+    if isinstance(value, kind):
+        return value
+    example = "'{\"min_lr\": 1e-6}'" if kind is dict else '\'["a", "b"]\''
+    raise ConfigError(f"--{entry.name} is not JSON", where=entry.where, fix=f"write it as --{entry.name} {example}")
+
+
+def _example(flag: Flag) -> str:
+    if flag.choices:
+        return f"choose one of: {', '.join(flag.choices)}"
+    return f"write --{flag.name} VALUE"
+
+
+def _require(spec: Command, given: dict[str, Any]) -> None:
+    for name, example in spec.required.items():
+        if given.get(name) in (None, [], ""):
+            raise ConfigError(f"limbeck {spec.name} needs --{name}", where=f"limbeck {spec.name}", fix=f"add {example}")
+
+
+def _build(spec: Command, flags: dict[str, Flag], given: dict[str, Any], where: dict[str, str]) -> Room:
+    rooms: dict[str, dict[str, Any]] = {name: {} for name in rooms_of(spec.config)}
+    for name, value in given.items():
+        rooms[flags[name].room][name] = value
+    try:
+        return spec.config.model_validate(rooms)
+    except ValidationError as error:
+        raise refusal(error, where, {name: flag.choices for name, flag in flags.items()}) from None

@@ -1,0 +1,91 @@
+"""Help texts, made from the models: examples first, then the flags by room."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from typing import Any
+
+from limbeck.config import swift
+from limbeck.config.commands import COMMANDS, Command
+from limbeck.config.flags import Flag, flags_of, reads, rooms_of
+
+_INDENT = 34
+
+
+def overview() -> str:
+    """`limbeck --help`."""
+    width = max(len(name) for name in COMMANDS)
+    lines = ["Distil language models: a student learns from a teacher's distribution over the next token.", ""]
+    lines += ["usage: limbeck COMMAND [FILE.yaml] [--flag value ...]", "", "commands:"]
+    lines += [f"  {name.ljust(width)}  {command.summary}" for name, command in COMMANDS.items()]
+    lines += ["", "examples:"]
+    lines += [f"  {COMMANDS[name].examples[0]}" for name in ("shrink", "generate", "rlhf", "eval")]
+    lines += ["", "`limbeck COMMAND --help` lists a command's flags; `limbeck --version` says which Limbeck this is."]
+    return "\n".join(lines)
+
+
+def command_help(name: str) -> str:
+    """`limbeck COMMAND --help`."""
+    spec = COMMANDS[name]
+    lines = [f"limbeck {name}: {spec.summary}", "", "examples:"]
+    lines += [f"  {example}" for example in spec.examples]
+    lines += ["", f"usage: limbeck {name} [FILE.yaml] [--flag value ...]"]
+    lines += _wrap("A flag wins over the file. The file is flat or by room; dashes and underscores are the same.", 2)
+    flags = flags_of(spec.config)
+    for room_name, room in rooms_of(spec.config).items():
+        here = [flag for flag in flags.values() if flag.room == room_name and reads(spec, flag)]
+        if here:
+            lines += ["", f"{room_name}: {' '.join((room.__doc__ or '').split('. ')[0].split()).rstrip('.')}"]
+            lines += [line for flag in here for line in _flag_lines(flag, spec)]
+    if name == "rlhf":
+        lines += ["", *_differences()]
+    return "\n".join(lines)
+
+
+def _flag_lines(flag: Flag, spec: Command) -> list[str]:
+    left = f"  --{flag.name} {_operand(flag)}".rstrip()
+    right = f"{flag.info.description or ''} {_default(flag, spec)}".strip()
+    wrapped = _wrap(" ".join(right.split()), _INDENT)
+    if len(left) < _INDENT - 1:
+        wrapped[0] = left.ljust(_INDENT) + wrapped[0].lstrip()
+        return wrapped
+    return [left, *wrapped]
+
+
+def _operand(flag: Flag) -> str:
+    names = {"switch": "[true|false]", "table": "JSON"}
+    if flag.choices and len(" ".join(flag.choices)) < 60:
+        return f"{{{','.join(flag.choices)}}}" + (" ..." if flag.kind == "list" else "")
+    types = {"int": "N", "float": "X", "Path": "PATH"}
+    name = next((types[part] for part in types if part in str(flag.info.annotation)), flag.name.split("_")[-1].upper())
+    return names.get(flag.kind, name + (" ..." if flag.kind == "list" else ""))
+
+
+def _default(flag: Flag, spec: Command) -> str:
+    if flag.name in spec.required and flag.name not in spec.presets:
+        return "(required)"
+    default: Any = spec.presets.get(flag.name, flag.info.get_default(call_default_factory=True, validated_data={}))
+    if default in (None, [], {}, ""):
+        return ""
+    text = " ".join(str(part) for part in default) if isinstance(default, list) else _plain(default)  # type: ignore[misc]
+    return f"[{text}]"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _differences() -> list[str]:
+    lines = ["different from ms-swift (theirs in brackets):"]
+    for item in swift.DIFFERENCES:
+        lines += _wrap(f"{item.flag}: {item.ours} [{item.theirs}]; {item.why}", 2, hang=4)
+    return lines
+
+
+def _wrap(text: str, indent: int, hang: int | None = None) -> list[str]:
+    width = min(120, max(60, shutil.get_terminal_size((100, 24)).columns))
+    first, rest = " " * indent, " " * (indent if hang is None else hang)
+    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False) or [first]

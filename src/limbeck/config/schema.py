@@ -1,0 +1,308 @@
+"""What a run is made of: one pydantic model a room, joined in `Config`.
+
+Field names are the flags' names and are unique over the rooms, so that a flat YAML and a flat command line are never
+ambiguous. They are ms-swift's names wherever ms-swift has the flag. The text under a field is its help. `None` means
+"chosen for you": `limbeck.config.defaults.resolve_defaults` fills the value in and says why.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+RlhfType = Literal["gkd", "grpo"]
+TeacherSource = Literal["auto", "model", "server", "live", "base", "frozen", "ema"]
+Tracker = Literal["tensorboard", "wandb", "swanlab", "trackio"]
+Scheduler = Literal[
+    "cosine",
+    "linear",
+    "constant",
+    "constant_with_warmup",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "polynomial",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+]
+
+Count = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+def _seconds(value: Any) -> Any:
+    """ "2h30m", "90m", "45s" or plain seconds -> seconds; anything else is left for pydantic to refuse."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", value.strip())
+    if match is None or not match.group():
+        return value
+    return sum(int(part or 0) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True))
+
+
+def listed(value: Any) -> object:
+    """A single value where a list is meant, as YAML users write it; "none" is the empty list, as in transformers."""
+    if value is None or value in ("none", ["none"]):
+        return []
+    return value if isinstance(value, list) else [value]  # type: ignore[return-value]
+
+
+def _no(value: Any) -> Any:
+    """YAML 1.1 reads a bare `no` as false; where "no" is a choice, that is what was meant."""
+    return "no" if value is False else value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+Names = Annotated[list[str], BeforeValidator(listed)]
+Strategy = Annotated[Literal["steps", "epoch", "no"], BeforeValidator(_no)]
+Precision = Annotated[Literal["auto", "no", "bf16", "fp16"], BeforeValidator(_no)]
+
+
+class Room(BaseModel):
+    """A group of settings that one part of the program reads. Immutable: `model_copy(update=...)` makes another."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), validate_default=True
+    )
+
+
+def room_of(config: type[Room], flag: str) -> str:
+    """The room of a configuration that a flag lives in. Raises KeyError for an unknown one."""
+    for name, field in config.model_fields.items():
+        room = field.annotation
+        if isinstance(room, type) and issubclass(room, Room) and flag in room.model_fields:
+            return name
+    raise KeyError(flag)
+
+
+class Model(Room):
+    """The student."""
+
+    model: str
+    """Student: hub id, folder or .gguf file."""
+    model_revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    torch_dtype: Dtype = "auto"
+    """Type of the weights; auto takes what the model was saved in."""
+    attn_impl: str | None = None
+    """Attention implementation as transformers names it: eager, sdpa, flash_attention_2, ..."""
+    adapters: Names = []
+    """LoRA adapter folders or hub ids to start from; training goes on in the last one."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model from the hub."""
+    tuner_type: Literal["lora", "full"] = "lora"
+    """Train LoRA adapters or all weights."""
+    lora_rank: Count = 8
+    """Rank of the adapters."""
+    lora_alpha: Positive = 32
+    """Scale of the adapters: their output is multiplied by lora_alpha / lora_rank."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Dropout inside the adapters; off while student and teacher are scored."""
+    target_modules: Names = ["all-linear"]
+    """Modules that get an adapter; all-linear means every linear layer but the output head."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: less memory, about a third more compute."""
+
+
+class Data(Room):
+    """The rows."""
+
+    dataset: Names = []
+    """Training rows: files (.jsonl, .json, .csv, .parquet) or hub ids; path#500 takes 500 rows of one."""
+    val_dataset: Names = []
+    """Held-out rows, written as --dataset."""
+    split_dataset_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the training rows to hold out where there is no --val_dataset."""
+    max_length: Count | None = None
+    """Longest row in tokens, prompt and response together; by default no row is too long."""
+    truncation_strategy: Literal["delete", "left", "right", "raise"] = "delete"
+    """What happens to a row over --max_length: drop and count it, cut it at one end, or stop."""
+    loss_scale: Literal["last_round", "default"] = "last_round"
+    """Which assistant turns of a dataset's row are trained: the last one, or all of them (default)."""
+    dataset_shuffle: bool = True
+    """Shuffle the training rows anew for every epoch."""
+    system: str | None = None
+    """System message for rows that have none."""
+    data_seed: int | None = None
+    """Seed of the order of the rows; by default that of the run (--seed)."""
+
+
+class Method(Room):
+    """The loss: what is learnt from the teacher, and on whose tokens."""
+
+    rlhf_type: RlhfType | None = "gkd"
+    """gkd: the divergence is the loss. grpo: the teacher's log-ratio is an advantage. (`limbeck sft` has neither.)"""
+    beta: NotNegative | None = None
+    """gkd: 0 is forward KL, 1 is reverse KL, between is the generalised JSD (default 0.5). grpo: weight of the KL to
+    a reference model (default 0)."""
+    lmbda: Fraction = 0.5
+    """Share of the batches that the student writes itself: 0 is off-policy, 1 is on-policy."""
+    sft_alpha: NotNegative = 0.0
+    """Weight of cross-entropy on the dataset's tokens, added to the divergence."""
+    gkd_logits_topk: int | None = None
+    """Compare the teacher's K likeliest tokens only; by default the full vocabulary."""
+    topk_mode: Literal["tail", "renorm"] = "tail"
+    """Mass off the K tokens: kept as one bucket (tail), or left out by renormalising both sides (renorm)."""
+    loss_temperature: Positive = 1.0
+    """Divides both sides' logits inside the divergence; --temperature is the sampler's."""
+    jsd_normalize: bool = False
+    """Divide the JSD by beta (1 - beta), which makes it continuous with both KLs."""
+    token_loss_clip: Positive | None = None
+    """Upper bound of one token's divergence."""
+    loss_impl: Literal["linear", "reference"] = "linear"
+    """linear keeps nothing of size tokens x vocabulary; reference is the plain formula, for comparison."""
+    teacher_kl_coef: NotNegative = 1.0
+    """grpo: weight of the teacher's log-ratio in the advantage."""
+    teacher_logratio_clip: Positive | None = None
+    """grpo: bound of the absolute log-ratio of one token."""
+
+
+class Teacher(Room):
+    """Who the teacher is."""
+
+    teacher_model: str | None = None
+    """Teacher: hub id, folder or .gguf file."""
+    teacher_model_revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    teacher_adapters: Names = []
+    """LoRA adapters of the teacher."""
+    teacher_torch_dtype: Dtype = "auto"
+    """Type of the teacher's weights."""
+    teacher_model_server: str | None = None
+    """Address of a server that holds the teacher."""
+    teacher_source: TeacherSource = "auto"
+    """model, server, or the student itself: its live weights, the base under its adapter, a frozen copy, or an
+    average over the steps (ema). auto decides from the other flags."""
+    teacher_tag_key: str = "dataset"
+    """Column that says which teacher a row belongs to."""
+    offload_teacher_model: bool = False
+    """Keep the teacher in main memory while it does not score."""
+
+
+class Rollout(Room):
+    """Sampling."""
+
+    temperature: NotNegative = 0.9
+    """Sampling temperature; 0 takes the likeliest token."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the smallest set of tokens with this much mass; 1 is off."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Sample from the K likeliest tokens; 0 is off."""
+    min_p: Fraction = 0.0
+    """Leave out tokens below this share of the likeliest one's probability; 0 is off."""
+    repetition_penalty: Positive = 1.0
+    """Divide the logits of tokens that have appeared; 1 is off."""
+    max_completion_length: Count = 512
+    """Longest sampled response in tokens."""
+    num_generations: Count | None = None
+    """Responses a prompt."""
+    stop_at_teacher_eos: bool = False
+    """Stop at the teacher's end tokens as well."""
+    rollout_batch_size: Count | None = None
+    """Sequences sampled at a time on a device; by default as many as fit."""
+    steps_per_generation: Count | None = None
+    """Micro-batches taken from one generation batch, a multiple of --gradient_accumulation_steps; by default that
+    number, so that every optimizer step learns from samples of its own."""
+
+
+class Optim(Room):
+    """The optimizer and its batches."""
+
+    learning_rate: Positive | None = None
+    """Peak learning rate; by default 1e-4 with LoRA and 1e-5 with all weights."""
+    weight_decay: NotNegative = 0.1
+    """AdamW's decay, on matrices only."""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW's first decay rate."""
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """AdamW's second decay rate."""
+    adam_epsilon: Positive = 1e-8
+    """AdamW's denominator guard."""
+    lr_scheduler_type: Scheduler = "cosine"
+    """Shape of the learning rate over the run, as transformers names it."""
+    lr_scheduler_kwargs: dict[str, float | int | str | bool] = {}
+    """More for the scheduler, as JSON: '{"min_lr": 1e-6}'."""
+    warmup_ratio: Fraction = 0.05
+    """Share of the steps over which the learning rate rises."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps over which the learning rate rises, instead of --warmup_ratio."""
+    max_grad_norm: NotNegative = 1.0
+    """Clip the gradient's norm; 0 is off."""
+    num_train_epochs: Positive = 3.0
+    """Passes over the rows."""
+    max_steps: Annotated[int, Field(ge=-1)] = -1
+    """Optimizer steps, instead of --num_train_epochs; -1 is off."""
+    per_device_train_batch_size: Count = 1
+    """Sequences a micro-batch on each device."""
+    per_device_eval_batch_size: Count | None = None
+    """Sequences scored at a time in an evaluation; by default as in training."""
+    gradient_accumulation_steps: Count | None = None
+    """Micro-batches an optimizer step; by default what makes a total batch of 16 (1 for grpo)."""
+    mixed_precision: Precision = "auto"
+    """Type of the arithmetic; auto follows the weights' type, the optimizer's own copies stay in float32."""
+
+
+class Run(Room):
+    """The run: its folder, its checkpoints, its end."""
+
+    output_dir: Path | None = None
+    """The run folder; by default output/<model>-<method>."""
+    seed: int = 42
+    """Seed of everything random."""
+    save_strategy: Strategy = "steps"
+    """When to write a checkpoint."""
+    save_steps: Count = 500
+    """Steps between checkpoints."""
+    save_total_limit: Count | None = None
+    """Checkpoints to keep, the best and the last always among them; by default all."""
+    eval_strategy: Strategy | None = None
+    """When to evaluate; by default every --eval_steps where there are held-out rows."""
+    eval_steps: Count | None = None
+    """Steps between evaluations; by default --save_steps."""
+    eval_on_policy: bool = False
+    """Evaluate on fresh samples too, under metric names of their own."""
+    logging_steps: Count = 5
+    """Steps between lines of the log."""
+    resume_from_checkpoint: str | None = None
+    """auto (the run folder's last checkpoint), a checkpoint's folder, or none."""
+    metric_for_best_model: str = "eval_loss"
+    """Metric that names the best checkpoint."""
+    greater_is_better: bool | None = None
+    """Whether that metric should grow; by default decided from its name."""
+    max_time: Seconds | None = None
+    """Save and stop after this time: seconds, or 2h30m."""
+    use_cpu: bool = False
+    """Leave the GPU alone."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+class Report(Room):
+    """Where the metrics go; metrics.jsonl is always written."""
+
+    report_to: Annotated[list[Tracker], BeforeValidator(listed)] = []
+    """Trackers to report to as well."""
+    run_name: str | None = None
+    """Name of the run in a tracker; by default the run folder's."""
+    log_completions: bool = True
+    """Write sampled responses to completions.jsonl."""
+    report_html: bool = True
+    """Write report.html."""
+
+
+class Config(Room):
+    """A training run: `limbeck rlhf`, `limbeck sft`, `limbeck.distil`."""
+
+    model: Model
+    data: Data = Data()
+    method: Method = Method()
+    teacher: Teacher = Teacher()
+    rollout: Rollout = Rollout()
+    optim: Optim = Optim()
+    run: Run = Run()
+    report: Report = Report()

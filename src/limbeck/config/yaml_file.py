@@ -1,0 +1,80 @@
+"""A YAML file -> entries that know their line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from limbeck.errors import ConfigError
+
+
+@dataclass(slots=True)
+class Entry:
+    """One setting as it was given: a key of the file with its value, or a flag with its words.
+
+    where: "run.yaml:7  beta: 3" or "--beta 3".
+    """
+
+    name: str
+    value: Any
+    where: str
+    from_file: bool = False
+
+
+def read_yaml(path: str, rooms: set[str]) -> list[Entry]:
+    """The settings of a file, flat or by room: a mapping under a room's name holds that room's fields.
+
+    Dashes in keys are underscores. Raises ConfigError for a file that cannot be read, for what is not a mapping, and
+    for a key that is given twice.
+    """
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        fix = "the first argument is a YAML file; flags begin with --"
+        raise ConfigError(f"cannot read {path}: {reason}", where=path, fix=fix) from None
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return []
+        entries = list(_entries(loader, root, path, text.splitlines(), rooms))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark is not None else path
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        raise ConfigError(f"{path} is not YAML: {problem}", where=where, fix="check indentation and quotes") from None
+    _refuse_twice(entries)
+    return entries
+
+
+def _entries(loader: Any, node: Any, path: str, lines: list[str], rooms: set[str], inside: str = "") -> list[Entry]:
+    """The entries of a mapping, those of rooms in place."""
+    import yaml
+
+    if not isinstance(node, yaml.MappingNode):
+        where = f"{path}:{node.start_mark.line + 1}"
+        what = f"{inside} holds settings, one a line" if inside else f"{path} must be settings, one a line"
+        raise ConfigError(what, where=where, fix="write `key: value`, flat or under a room's name")
+    found: list[Entry] = []
+    for key_node, value_node in node.value:
+        name = str(loader.construct_object(key_node)).replace("-", "_")
+        if name in rooms and not inside and isinstance(value_node, yaml.MappingNode):
+            found += _entries(loader, value_node, path, lines, rooms, inside=name)
+            continue
+        line: int = key_node.start_mark.line
+        value = loader.construct_object(value_node, deep=True)
+        found.append(Entry(name, value, f"{path}:{line + 1}  {lines[line].strip()}", from_file=True))
+    return found
+
+
+def _refuse_twice(entries: list[Entry]) -> None:
+    first: dict[str, Entry] = {}
+    for entry in entries:
+        if entry.name in first:
+            where = f"{first[entry.name].where}, {entry.where}"
+            raise ConfigError(f"{entry.name} is given twice", where=where, fix="keep one of the two")
+        first[entry.name] = entry

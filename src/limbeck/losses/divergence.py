@@ -1,0 +1,264 @@
+"""Forward KL, reverse KL and the generalized JSD of two next-token distributions, with their gradients.
+
+P is the teacher, Q the student, u the student's logits divided by the temperature, d = log p - log q.
+
+    beta = 0   KL(P || Q)                                        d/du = q - p
+    beta = 1   KL(Q || P)                                        d/du = q (log q - log p - KL)
+    between    beta KL(P || M) + (1 - beta) KL(Q || M)           d/du = (1 - beta) q (log q - log m - KL(Q || M))
+               M = beta P + (1 - beta) Q
+
+The generalized JSD is that of Agarwal et al., arXiv 2306.13649, equation 1. Every sum runs over terms that cannot be
+negative, and every gradient is a product with a difference that is exactly zero where the inputs are equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .head import compute_dtype
+
+# Below exp(-80) a probability counts for nothing beside its larger partner, and expm1 of the difference is finite.
+_FLOOR = -80.0
+# Stands for log 0: finite, so that two masked ids differ by 0 and not by NaN; its exponential is exactly 0.
+_LOG_ZERO = -1e30
+# Elements of a block of rows per thread: a handful of such buffers stay in a core's cache.
+_BLOCK_ELEMENTS = 1 << 17
+_BLOCK_ELEMENTS_CUDA = 1 << 25
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How the difference of two distributions is measured, per token.
+
+    beta:        0 forward KL, 1 reverse KL, between the generalized JSD.
+    temperature: divides both sides' logits; no factor of temperature squared.
+    normalize:   divides the JSD by beta (1 - beta), which makes it continuous with the two KLs.
+    clip:        per-token values above it are cut to it, and give no gradient.
+
+    Raises ValueError for a beta outside [0, 1], a temperature or a clip that is not positive.
+    """
+
+    beta: float
+    temperature: float = 1.0
+    normalize: bool = False
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.beta <= 1.0:
+            raise ValueError(f"beta must lie in [0, 1], got {self.beta}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"token_clip must be positive, got {self.clip}")
+
+
+def divergence(
+    student_logits: Tensor, teacher_logits: Tensor, *, beta: float, temperature: float = 1.0, normalize: bool = False
+) -> Tensor:
+    """Per-token divergence over the first min(V_s, V_t) ids; differentiable in the student's logits only.
+
+    [..., V_s], [..., V_t] -> [...], float32 (float64 where an input is). Logits of -inf are ids out of the
+    distribution: out on both sides they count for nothing; where the true divergence is infinite, so is the value (its
+    gradient stays finite: q - p for the forward KL, zero for the reverse KL).
+    """
+    measure = Measure(beta, temperature, normalize)
+    vocab = min(student_logits.shape[-1], teacher_logits.shape[-1])
+    if student_logits.shape[:-1] != teacher_logits.shape[:-1]:
+        raise ValueError(f"shapes differ: student {tuple(student_logits.shape)}, teacher {tuple(teacher_logits.shape)}")
+    dtype = compute_dtype(student_logits, teacher_logits)
+    teacher = teacher_logits.detach()[..., :vocab].reshape(-1, vocab)
+
+    def block(logits: Tensor, at: slice, coef: Tensor | None) -> tuple[Tensor, Tensor]:
+        lq = log_softmax(logits, temperature)
+        lp = log_softmax(teacher[at].to(dtype), temperature)
+        return compare_(lq, lp, measure, coef, masked=True), lq
+
+    return per_token(student_logits, vocab, dtype, block, temperature)
+
+
+def per_token(student_logits: Tensor, vocab: int, dtype: torch.dtype, block: Any, temperature: float) -> Tensor:
+    """Run `block(logits [b, V], rows, coef [b] | None) -> (value [b], gradient [b, V])` over dense logits."""
+    flat = student_logits.detach()[..., :vocab].reshape(-1, vocab)
+    rows = flat.shape[0]
+    wanted = torch.is_grad_enabled() and student_logits.requires_grad
+    value = torch.empty(rows, dtype=dtype, device=flat.device)
+    full_shape = (rows, student_logits.shape[-1])
+    grad = student_logits.new_zeros(full_shape) if wanted else None
+    with torch.no_grad(), torch.autocast(flat.device.type, enabled=False):
+        for at in blocks(rows, vocab, flat.device):
+            logits = flat[at].to(dtype)
+            coef = torch.full_like(logits[:, 0], 1 / temperature) if wanted else None
+            value[at], du = block(logits, at, coef)
+            if grad is not None:
+                grad[at, :vocab] = du
+    shaped = value.reshape(student_logits.shape[:-1])
+    if grad is None:
+        return shaped
+    return _PerToken.apply(shaped, student_logits, grad.reshape(student_logits.shape))  # pyright: ignore
+
+
+class _PerToken(torch.autograd.Function):
+    """A per-token value whose gradient with respect to the logits is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, logits: Tensor, grad: Tensor) -> Tensor:
+        ctx.save_for_backward(grad)
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        (grad,) = ctx.saved_tensors
+        return None, (grad * upstream[0].unsqueeze(-1)).to(grad.dtype), None
+
+
+def log_softmax(logits: Tensor, temperature: float, *, work: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """[..., V] -> log-probabilities at the temperature; `logits` is left as it is."""
+    if temperature != 1.0:
+        logits = torch.mul(logits, 1 / temperature, out=work) if work is not None else logits * (1 / temperature)
+    if out is None:
+        return torch.log_softmax(logits, -1)
+    return torch.log_softmax(logits, -1, out=out)  # pyright: ignore
+
+
+def blocks(rows: int, vocab: int, device: torch.device) -> Iterator[slice]:
+    """Slices of rows whose elements fit a core's cache: the elementwise passes run on these."""
+    step = block_rows(vocab, device)
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def block_rows(vocab: int, device: torch.device) -> int:
+    elements = _BLOCK_ELEMENTS * torch.get_num_threads() if device.type == "cpu" else _BLOCK_ELEMENTS_CUDA
+    return max(1, elements // vocab)
+
+
+def compare_(
+    lq: Tensor,
+    lp: Tensor,
+    measure: Measure,
+    coef: Tensor | None,
+    *,
+    masked: bool,
+    work: tuple[Tensor, Tensor, Tensor] | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Divergence of each row, [b, V] log-probabilities on both sides -> [b]; both inputs are used up.
+
+    coef:   [b], factor of each row's gradient, or None for the value alone. The gradient with respect to u, times coef,
+            is written to `out` (default: to lq).
+    masked: entries of -inf may occur on either side.
+    work:   three scratch buffers of lq's shape.
+    """
+    infinite = _mask_(lq, lp, measure.beta) if masked else None
+    work = work or (torch.empty_like(lq), torch.empty_like(lq), torch.empty_like(lq))
+    kernel = {0.0: _forward_kl_, 1.0: _reverse_kl_}.get(measure.beta)
+    if kernel is None:
+        value = _jsd_(lq, lp, measure.beta, work, grad=coef is not None)
+    else:
+        value = kernel(lq, lp, work, grad=coef is not None)
+    factor = 1.0 if kernel else 1 - measure.beta
+    if measure.normalize and kernel is None:
+        value = value / (measure.beta * (1 - measure.beta))
+        factor = 1 / measure.beta
+    if infinite is not None:
+        value = value.masked_fill(infinite, torch.inf)
+        if coef is not None and measure.beta == 1.0:
+            coef = coef.masked_fill(infinite, 0)
+    if measure.clip is not None:
+        if coef is not None:
+            coef = coef.masked_fill(value > measure.clip, 0)
+        value = value.clamp(max=measure.clip)
+    if coef is not None:
+        torch.mul(lq, (coef * factor).unsqueeze(-1), out=lq if out is None else out)
+    return value
+
+
+def _mask_(lq: Tensor, lp: Tensor, beta: float) -> Tensor | None:
+    """Make every entry finite; return the rows whose divergence is infinite, [b] bool."""
+    infinite = None
+    if beta == 0.0:
+        infinite = (torch.isneginf(lq) & (lp.exp() > 0)).any(-1)
+    elif beta == 1.0:
+        infinite = (torch.isneginf(lp) & (lq.exp() > 0)).any(-1)
+    lq.clamp_(min=_LOG_ZERO)
+    lp.clamp_(min=_LOG_ZERO)
+    return infinite
+
+
+def _forward_kl_(lq: Tensor, lp: Tensor, work: tuple[Tensor, ...], *, grad: bool) -> Tensor:
+    """KL(P || Q) = sum p (d + expm1(-d)); lq becomes q - p."""
+    x, f, _ = work
+    torch.maximum(lp, torch.clamp(lq, max=_FLOOR, out=x), out=lp)
+    torch.sub(lq, lp, out=x)
+    torch.expm1(x, out=f).sub_(x)
+    p = lp.exp_()
+    value = f.mul_(p).sum(-1)
+    if grad:
+        lq.exp_().sub_(p)
+    return value
+
+
+def _reverse_kl_(lq: Tensor, lp: Tensor, work: tuple[Tensor, ...], *, grad: bool) -> Tensor:
+    """KL(Q || P) = sum q (-d + expm1(d)); lq becomes q (-d - KL)."""
+    x, f, _ = work
+    torch.maximum(lq, torch.clamp(lp, max=_FLOOR, out=x), out=lq)
+    torch.sub(lp, lq, out=x)
+    torch.expm1(x, out=f).sub_(x)
+    q = lq.exp_()
+    value = f.mul_(q).sum(-1)
+    if grad:
+        q.mul_(x.add_(value.unsqueeze(-1)).neg_())
+    return value
+
+
+def _jsd_(lq: Tensor, lp: Tensor, beta: float, work: tuple[Tensor, ...], *, grad: bool) -> Tensor:
+    """beta KL(P || M) + (1 - beta) KL(Q || M); lq becomes q (log q - log m - KL(Q || M)).
+
+    With t = -log1p(c expm1(-|d|)), c = 1 - beta where d > 0 and beta elsewhere, log p - log m = t + min(d, 0) and
+    log q - log m = t - max(d, 0): nothing overflows however far the two sides are apart.
+    """
+    d, minus_t, s = work
+    torch.sub(lp, lq, out=d)
+    torch.abs(d, out=minus_t).neg_().expm1_()
+    if beta == 0.5:
+        minus_t.mul_(0.5)
+    else:
+        side = torch.gt(d, 0, out=s).mul_(1 - 2 * beta).add_(beta)
+        minus_t.mul_(side)
+    minus_t.log1p_()
+    torch.clamp(d, max=0, out=s).sub_(minus_t)
+    p, q = lp.exp_(), lq.exp_()
+    kl_p = s.mul_(p).sum(-1)
+    minus_r = d.clamp_(min=0).add_(minus_t)
+    minus_qr = minus_r.mul_(q)
+    kl_q = -minus_qr.sum(-1)
+    if grad:
+        q.mul_(kl_q.unsqueeze(-1)).add_(minus_qr).neg_()
+    return beta * kl_p + (1 - beta) * kl_q
+
+
+def pair_stats(lq: Tensor, lp: Tensor, *, masked: bool, work: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+    """Per-row statistics of two distributions, [b, V] -> [b] each; the inputs are left as they are."""
+    x, p, q = work
+    if masked:
+        lq, lp = lq.clamp(min=_LOG_ZERO), lp.clamp(min=_LOG_ZERO)
+    torch.exp(lp, out=p)
+    torch.exp(lq, out=q)
+    excess = p.sum(-1) - q.sum(-1)
+    top = (lq.amax(-1, keepdim=True), lp.amax(-1, keepdim=True))
+    stats = {
+        "student_entropy": -torch.mul(q, lq, out=x).sum(-1),
+        "teacher_entropy": -torch.mul(p, lp, out=x).sum(-1),
+    }
+    d = torch.sub(lp, lq, out=x)
+    stats["forward_kl"] = (p.mul_(d).sum(-1) - excess).clamp_(min=0)
+    stats["reverse_kl"] = (excess - q.mul_(d).sum(-1)).clamp_(min=0)
+    # The two share a likeliest id where the sum of both distances from the maximum is zero somewhere.
+    gap = torch.sub(lq, top[0], out=p).add_(torch.sub(lp, top[1], out=q))
+    stats["top1_agreement"] = (gap.amax(-1) == 0).to(lq.dtype)
+    return stats

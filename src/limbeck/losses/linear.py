@@ -1,0 +1,267 @@
+"""The losses from hidden states and heads: matmul, value and gradient in one walk over the tokens.
+
+Every function keeps nothing of size [N, V], never multiplies a row of weight zero, runs the teacher's head inside the
+chunk, and works in float32 (float64 where an input is) under autocast too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .chunks import HeadPass, head_logits
+from .divergence import Measure, block_rows, compare_, log_softmax, pair_stats
+from .gathered import gathered_renorm
+from .head import Head, as_head, compute_dtype
+from .reduce import active_rows, check_weights, outside
+from .support import Support, support_block_
+
+Stats = dict[str, Tensor]
+
+
+@dataclass
+class Tally:
+    """Per-token results of one call, [N] each, zero where nothing was computed."""
+
+    rows: int
+    dtype: torch.dtype
+    device: torch.device
+    found: Stats = field(default_factory=dict[str, Tensor])
+
+    def put(self, name: str, index: slice | Tensor, values: Tensor) -> None:
+        if name not in self.found:
+            self.found[name] = torch.zeros(self.rows, dtype=self.dtype, device=self.device)
+        self.found[name][index] = values
+
+    def get(self, name: str) -> Tensor:
+        return self.found.get(name, torch.zeros(self.rows, dtype=self.dtype, device=self.device))
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Weights and targets of the cross-entropy at temperature 1, [N] each; a target of weight 0 is never read."""
+
+    weights: Tensor
+    ids: Tensor
+
+    @staticmethod
+    def make(ids: Tensor | None, weights: Tensor | None, *, rows: int, vocab: int, dtype: torch.dtype):
+        if ids is None:
+            if weights is not None:
+                raise ValueError("ce_weights without ce_ids")
+            return None
+        if ids.shape != (rows,):
+            raise ValueError(f"ce_ids must be [{rows}], got shape {tuple(ids.shape)}")
+        weights = check_weights(weights, rows, "ce_weights")
+        weights = torch.ones(rows, dtype=dtype, device=ids.device) if weights is None else weights.to(dtype)
+        ids = torch.where(weights != 0, ids, 0)
+        if outside(ids, vocab):
+            raise ValueError(f"ce_ids of non-zero weight must lie below {vocab}")
+        return CrossEntropy(weights, ids)
+
+
+def linear_divergence(  # noqa: PLR0913 - the public signature
+    student_hidden: Tensor,
+    student_head: Head | Tensor,
+    teacher_hidden: Tensor,
+    teacher_head: Head | Tensor,
+    *,
+    beta: float,
+    temperature: float = 1.0,
+    weights: Tensor | None = None,
+    token_clip: float | None = None,
+    normalize: bool = False,
+    ce_ids: Tensor | None = None,
+    ce_weights: Tensor | None = None,
+    teacher_index: Tensor | None = None,
+    return_stats: bool = False,
+    chunk_rows: int | None = None,
+) -> Any:
+    """sum_t weights_t D_t + sum_t ce_weights_t CE_t, a scalar in float32, over the full vocabulary.
+
+    student_hidden [N, H_s], teacher_hidden [N, H_t] ([M, H_t] with teacher_index [N] int64: the teacher's row of each
+    student row); weights float or bool [N]; ids above the narrower head's valid ones are cut on both sides.
+    token_clip cuts each D_t, which gives no gradient there. Differentiable in student_hidden and the student head's
+    tensors. With return_stats (scalar, dict of detached [N] tensors): divergence, forward_kl, reverse_kl,
+    student_entropy, teacher_entropy, top1_agreement at the loss's temperature, and ce.
+    """
+    measure = Measure(beta, temperature, normalize, token_clip)
+    student, teacher = as_head(student_head), as_head(teacher_head)
+    vocab = min(student.vocab, teacher.vocab)
+    count = student_hidden.shape[0]
+    if teacher_index is None and teacher_hidden.shape[0] != count:
+        raise ValueError(f"{count} student rows but {teacher_hidden.shape[0]} teacher rows, and no teacher_index")
+    dtype = compute_dtype(student_hidden, student.weight, teacher_hidden, teacher.weight)
+    walk = HeadPass(student_hidden, student, vocab, dtype=dtype, chunk_rows=chunk_rows)
+    masked = student.masks(vocab) or teacher.masks(vocab)
+    teacher_logits = torch.empty(0, dtype=dtype, device=student_hidden.device)
+
+    def prepare(index: Tensor | slice, chunk: int) -> Tensor:
+        nonlocal teacher_logits
+        if teacher_logits.numel() == 0:
+            teacher_logits = torch.empty(walk.size, vocab, dtype=dtype, device=student_hidden.device)
+        source = index if teacher_index is None else teacher_index[index]
+        logits = teacher_logits[:chunk]
+        head_logits(teacher_hidden[source].to(dtype), teacher, out=logits)
+        return logits
+
+    def compare(
+        lq: Tensor, theirs: Any, at: slice, coef: Tensor | None, out: Tensor, work: Any
+    ) -> tuple[Tensor, Stats]:
+        lp, x, y, z = work
+        log_softmax(theirs[at], temperature, work=x, out=lp)
+        stats = pair_stats(lq, lp, masked=masked, work=(x, y, z)) if return_stats else {}
+        return compare_(lq, lp, measure, coef, masked=masked, work=(x, y, z), out=out), stats
+
+    ce = CrossEntropy.make(ce_ids, ce_weights, rows=count, vocab=vocab, dtype=dtype)
+    tally = _walk(walk, measure, weights, ce, prepare, compare)
+    return _finish(walk, tally, weights, ce, return_stats)
+
+
+def linear_topk_divergence(  # noqa: PLR0913 - the public signature
+    student_hidden: Tensor,
+    student_head: Head | Tensor,
+    teacher_logprobs: Tensor,
+    teacher_ids: Tensor,
+    *,
+    beta: float,
+    temperature: float = 1.0,
+    mode: str = "tail",
+    teacher_log_tail: Tensor | None = None,
+    weights: Tensor | None = None,
+    token_clip: float | None = None,
+    normalize: bool = False,
+    ce_ids: Tensor | None = None,
+    ce_weights: Tensor | None = None,
+    return_stats: bool = False,
+    chunk_rows: int | None = None,
+) -> Any:
+    """The same on the teacher's top-k support; arguments as in `topk_divergence` and `linear_divergence`.
+
+    teacher_logprobs [N, K], teacher_ids [N, K] int64, teacher_log_tail [N] or None. `renorm` without cross-entropy
+    multiplies only the K named rows of the head. The statistics are over the buckets, with student_mass and
+    teacher_mass (on the support) besides.
+    """
+    measure = Measure(beta, temperature, normalize, token_clip)
+    student = as_head(student_head)
+    vocab, count = student.vocab, student_hidden.shape[0]
+    if teacher_logprobs.ndim != 2 or teacher_logprobs.shape[0] != count:
+        raise ValueError(f"teacher_logprobs must be [{count}, K], got shape {tuple(teacher_logprobs.shape)}")
+    dtype = compute_dtype(student_hidden, student.weight)
+    weights = check_weights(weights, count, "weights")
+    if weights is not None:  # what stands in rows of weight zero is never read
+        teacher_logprobs = teacher_logprobs.masked_fill((weights == 0).unsqueeze(-1), -torch.inf)
+    support = Support.make(teacher_logprobs, teacher_ids, teacher_log_tail, mode, vocab=vocab, dtype=dtype)
+    ce = CrossEntropy.make(ce_ids, ce_weights, rows=count, vocab=vocab, dtype=dtype)
+    walk = HeadPass(student_hidden, student, vocab, dtype=dtype, chunk_rows=chunk_rows)
+    if mode == "renorm" and ce is None and not student.masks(vocab):
+        tally = Tally(count, dtype, student_hidden.device)
+        gathered_renorm(walk, support, measure, weights, active_rows(weights), tally.put, return_stats)
+        return _finish(walk, tally, weights, None, return_stats)
+
+    def prepare(index: Tensor | slice, chunk: int) -> Support:
+        return support.rows(index)
+
+    def compare(
+        lq: Tensor, theirs: Any, at: slice, coef: Tensor | None, out: Tensor, work: Any
+    ) -> tuple[Tensor, Stats]:
+        return support_block_(lq, theirs.rows(at), measure, coef, out=out, stats=return_stats)
+
+    tally = _walk(walk, measure, weights, ce, prepare, compare)
+    return _finish(walk, tally, weights, ce, return_stats)
+
+
+def _walk(
+    walk: HeadPass, measure: Measure, weights: Tensor | None, ce: CrossEntropy | None, prepare: Any, compare: Any
+) -> Tally:
+    """Two passes: the rows that the divergence weighs (cross-entropy along), then those that only the latter does.
+
+    prepare(row indices, count) gives the teacher's side of a chunk; compare(lq, it, rows, coef, out, work) compares a
+    block of it with the student's log-probabilities and writes the gradient to out.
+    """
+    count = walk.hidden.shape[0]
+    tally = Tally(count, walk.dtype, walk.hidden.device)
+    weights = check_weights(weights, count, "weights")
+    rows = active_rows(weights)
+    coefs = (
+        torch.ones(count, dtype=walk.dtype, device=walk.hidden.device) if weights is None else weights.to(walk.dtype)
+    )
+    coefs = coefs / measure.temperature
+    step = block_rows(walk.vocab, walk.hidden.device)
+    work = torch.empty(0, dtype=walk.dtype, device=walk.hidden.device)
+
+    def rule(logits: Tensor, at: slice) -> None:
+        nonlocal work
+        index = at if rows is None else rows[at]
+        size = logits.shape[0]
+        if work.numel() == 0:
+            work = torch.empty(6 if ce else 5, step, walk.vocab, dtype=walk.dtype, device=logits.device)
+        theirs = prepare(index, size)
+        for start in range(0, size, step):
+            block = slice(start, min(start + step, size))
+            at_rows = slice(at.start + block.start, at.start + block.stop)
+            index = at_rows if rows is None else rows[at_rows]
+            z = logits[block]
+            lq, *scratch = [w[: z.shape[0]] for w in work]
+            ce_grad = None
+            if ce is not None:
+                ce_grad = _cross_entropy(z, ce, index, tally, scratch.pop(), walk.grads)
+            log_softmax(z, measure.temperature, work=scratch[0], out=lq)
+            value, stats = compare(lq, theirs, block, coefs[index] if walk.grads else None, z, scratch)
+            tally.put("divergence", index, value)
+            for name, values in stats.items():
+                tally.put(name, index, values)
+            if ce_grad is not None:
+                z.add_(ce_grad)
+
+    walk.run(rows, rule)
+    if ce is not None and weights is not None:
+        only_ce = ((weights == 0) & (ce.weights != 0)).nonzero().squeeze(-1)
+        _ce_pass(walk, ce, only_ce, tally)
+    return tally
+
+
+def _ce_pass(walk: HeadPass, ce: CrossEntropy, rows: Tensor, tally: Tally) -> None:
+    """Rows without a divergence: the cross-entropy alone."""
+    step = block_rows(walk.vocab, walk.hidden.device)
+
+    def rule(logits: Tensor, at: slice) -> None:
+        for start in range(0, logits.shape[0], step):
+            z = logits[start : start + step]
+            index = rows[at.start + start : at.start + start + z.shape[0]]
+            grad = _cross_entropy(z, ce, index, tally, torch.empty_like(z), walk.grads)
+            if grad is not None:
+                z.copy_(grad)
+
+    walk.run(rows, rule)
+
+
+def _cross_entropy(
+    z: Tensor, ce: CrossEntropy, index: slice | Tensor, tally: Tally, out: Tensor, grads: bool
+) -> Tensor | None:
+    """Cross-entropy of a block at temperature 1; its weighted gradient in `out`, q - onehot."""
+    weights, ids = ce.weights[index], ce.ids[index].unsqueeze(-1)
+    log_softmax(z, 1.0, out=out)
+    tally.put("ce", index, -out.gather(-1, ids).squeeze(-1).masked_fill(weights == 0, 0))
+    if not grads:
+        return None
+    out.exp_().mul_(weights.unsqueeze(-1))
+    return out.scatter_add_(-1, ids, -weights.unsqueeze(-1))
+
+
+def _finish(
+    walk: HeadPass, tally: Tally, weights: Tensor | None, ce: CrossEntropy | None, return_stats: bool
+) -> Tensor | tuple[Tensor, Stats]:
+    value = _weighted(tally.get("divergence"), weights)
+    if ce is not None:
+        value = value + _weighted(tally.get("ce"), ce.weights)
+    loss = walk.attach(value)
+    return (loss, tally.found) if return_stats else loss
+
+
+def _weighted(values: Tensor, weights: Tensor | None) -> Tensor:
+    """sum of weights * values; a row of weight zero was never computed and stands at zero."""
+    return values.sum() if weights is None else (values * weights.to(values.dtype)).sum()

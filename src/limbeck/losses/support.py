@@ -1,0 +1,190 @@
+"""The teacher's k likeliest ids as support: one more bucket for the rest (`tail`), or the k ids alone (`renorm`).
+
+A support with buckets is a coarse-grained distribution, so the divergence and its gradient with respect to the bucket's
+log-mass are those of the full vocabulary (`divergence.compare_`). The tail bucket's gradient g reaches each id outside
+the support in proportion to its share of the student's tail mass: du_v = g q_v / q_tail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .divergence import Measure, compare_, log_softmax, pair_stats, per_token
+from .head import compute_dtype
+from .reduce import outside
+
+Mode = Literal["tail", "renorm"]
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """A teacher's top-k signal for n rows.
+
+    logprobs: [n, K], normalised over all valid ids; -inf is an absent entry.
+    ids:      [n, K] int64, distinct among the present entries of a row.
+    log_tail: [n] log of the mass outside the support, or None where the teacher did not send it.
+    mode:     "tail" or "renorm".
+    """
+
+    logprobs: Tensor
+    ids: Tensor
+    log_tail: Tensor | None
+    mode: Mode
+
+    @staticmethod
+    def make(
+        logprobs: Tensor, ids: Tensor, log_tail: Tensor | None, mode: str, *, vocab: int, dtype: torch.dtype
+    ) -> Support:
+        """Check the shapes and the ids of the present entries (ValueError), flatten the leading dimensions."""
+        if mode not in ("tail", "renorm"):
+            raise ValueError(f"topk mode must be 'tail' or 'renorm', got {mode!r}")
+        if logprobs.shape != ids.shape:
+            raise ValueError(f"shapes differ: logprobs {tuple(logprobs.shape)}, ids {tuple(ids.shape)}")
+        if log_tail is not None and log_tail.shape != logprobs.shape[:-1]:
+            raise ValueError(f"log_tail must be {tuple(logprobs.shape[:-1])}, got {tuple(log_tail.shape)}")
+        width = logprobs.shape[-1]
+        logprobs = logprobs.detach().reshape(-1, width)
+        absent = torch.isneginf(logprobs)
+        ids = ids.reshape(-1, width).masked_fill(absent, 0)
+        if outside(ids, vocab):
+            raise ValueError(f"teacher ids must lie below {vocab}, the number of ids of the student's head")
+        if mode == "tail":
+            log_tail = None if log_tail is None else log_tail.detach().reshape(-1).to(dtype)
+        return Support(logprobs.to(dtype), ids, log_tail, mode)
+
+    def rows(self, at: slice | Tensor) -> Support:
+        return Support(self.logprobs[at], self.ids[at], None if self.log_tail is None else self.log_tail[at], self.mode)
+
+    def cells(self, vocab: int) -> Tensor:
+        """Positions of the present entries in a flattened [n, vocab] tensor."""
+        start = torch.arange(self.ids.shape[0], device=self.ids.device).unsqueeze(-1) * vocab
+        return (self.ids + start)[self.present]
+
+    @property
+    def present(self) -> Tensor:
+        return ~torch.isneginf(self.logprobs)
+
+
+def topk_divergence(
+    student_logits: Tensor,
+    teacher_logprobs: Tensor,
+    teacher_ids: Tensor,
+    *,
+    beta: float,
+    temperature: float = 1.0,
+    mode: str = "tail",
+    teacher_log_tail: Tensor | None = None,
+    normalize: bool = False,
+) -> Tensor:
+    """Per-token divergence on the teacher's support; differentiable in the student's logits.
+
+    [..., V_s], [..., K] (normalised over all valid ids, at that temperature), [..., K] int64 -> [...]. An entry of -inf
+    is absent. Without `teacher_log_tail` [...] the mass outside is one minus the sum, floored at its rounding bound.
+    """
+    measure = Measure(beta, temperature, normalize)
+    if student_logits.shape[:-1] != teacher_logprobs.shape[:-1]:
+        raise ValueError(
+            f"shapes differ: student {tuple(student_logits.shape)}, teacher {tuple(teacher_logprobs.shape)}"
+        )
+    vocab = student_logits.shape[-1]
+    dtype = compute_dtype(student_logits, teacher_logprobs)
+    support = Support.make(teacher_logprobs, teacher_ids, teacher_log_tail, mode, vocab=vocab, dtype=dtype)
+
+    def block(logits: Tensor, at: slice, coef: Tensor | None) -> tuple[Tensor, Tensor]:
+        lq, grad = log_softmax(logits, temperature), torch.empty_like(logits)  # the caller's logits stay as they are
+        value, _ = support_block_(lq, support.rows(at), measure, coef, out=grad)
+        return value, grad
+
+    return per_token(student_logits, vocab, dtype, block, temperature)
+
+
+def support_block_(
+    lq: Tensor, support: Support, measure: Measure, coef: Tensor | None, *, out: Tensor, stats: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Divergence on the support, [b, V] log-probabilities of the student -> [b], and statistics where asked.
+
+    lq is used up; with `coef` [b] the gradient with respect to u times coef is written to `out` [b, V].
+    """
+    vocab = lq.shape[-1]
+    cells = support.cells(vocab)
+    found: dict[str, Tensor] = {}
+    if stats:
+        top = support.logprobs.argmax(-1, keepdim=True)
+        top_id = support.ids.gather(-1, top)
+        found["top1_agreement"] = (lq.gather(-1, top_id).squeeze(-1) == lq.amax(-1)).to(lq.dtype)
+    on_support = take(lq, support)
+    tail = None
+    if support.mode == "tail":
+        lq.view(-1).index_fill_(0, cells, -torch.inf)
+        tail = lq.logsumexp(-1)
+    value, g, more = buckets(on_support, tail, support, measure, coef, stats=stats)
+    if coef is not None:
+        if tail is None:
+            out.zero_()
+        else:
+            tail = tail.masked_fill(torch.isneginf(tail), 0)
+            torch.exp(lq.sub_(tail.unsqueeze(-1)), out=out).mul_(g[:, -1:])
+        out.view(-1)[cells] = g[:, : support.ids.shape[1]][support.present]
+    return value, found | more
+
+
+def take(lq: Tensor, support: Support) -> Tensor:
+    """[b, V] -> [b, K], -inf at absent entries."""
+    return lq.gather(-1, support.ids).masked_fill_(~support.present, -torch.inf)
+
+
+def buckets(
+    student: Tensor,
+    student_tail: Tensor | None,
+    support: Support,
+    measure: Measure,
+    coef: Tensor | None,
+    *,
+    stats: bool,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Compare the buckets: [b, K] and the tails -> value [b], gradient to the buckets' log-masses, statistics."""
+    lp, found = support.logprobs, {}
+    if stats:
+        found = {"student_mass": student.logsumexp(-1).exp(), "teacher_mass": lp.logsumexp(-1).exp()}
+    if student_tail is None:
+        lq, lp = normalise(student), normalise(lp)
+    else:
+        teacher_tail = support.log_tail
+        if teacher_tail is None:
+            teacher_tail = estimate_tail(lp, student_tail)
+        lq = torch.cat([student, student_tail.unsqueeze(-1)], -1)
+        lp = torch.cat([lp, teacher_tail.unsqueeze(-1)], -1)
+    if stats:
+        work = (torch.empty_like(lq), torch.empty_like(lq), torch.empty_like(lq))
+        found |= {k: v for k, v in pair_stats(lq, lp, masked=True, work=work).items() if k != "top1_agreement"}
+    value = compare_(lq, lp, measure, coef, masked=True)
+    return value, lq, found
+
+
+def normalise(lp: Tensor) -> Tensor:
+    """Log-probabilities renormalised over the support; a row without any entry stays empty."""
+    empty = torch.isneginf(lp).all(-1, keepdim=True)
+    return torch.log_softmax(lp.masked_fill(empty, 0), -1).masked_fill(empty, -torch.inf)
+
+
+def estimate_tail(lp: Tensor, student_tail: Tensor) -> Tensor:
+    """Log of the teacher's mass outside the support where it was not sent, [b, K], [b] -> [b].
+
+    One minus the sum, never below the rounding bound of that sum. Where the student's tail lies within the bound of it,
+    the two cannot be told apart and count as equal (equal inputs: exactly zero); where the student has no id left
+    outside the support, the teacher has none either.
+    """
+    mass = lp.exp().sum(-1)
+    bound = (lp.shape[-1] + 16) * torch.finfo(lp.dtype).eps
+    tail = (1 - mass).clamp(min=bound)
+    alike = (tail - student_tail.exp()).abs() <= bound
+    return torch.where(alike | torch.isneginf(student_tail), student_tail, tail.log())
+
+
+def complement(lq: Tensor, ids: Tensor) -> Tensor:
+    """Log of the mass outside `ids` [b, K], a sum over the rest and never one minus the sum; lq is used up."""
+    return lq.scatter_(-1, ids, -torch.inf).logsumexp(-1)

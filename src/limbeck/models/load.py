@@ -1,0 +1,190 @@
+"""Models from hub ids, folders and GGUF files, with adapters: load, add LoRA, describe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from limbeck.errors import ModelError
+from limbeck.models.gguf import end_ids, gguf_file, load_gguf_config, load_gguf_model
+from limbeck.models.score import unwrap
+from limbeck.models.source import check_adapter, check_folder, refusals
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def load_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: Dtype = "auto",
+    attn_impl: str | None = None,
+    adapters: Sequence[str] = (),
+    trust_remote_code: bool = False,
+    trainable: bool,
+) -> PreTrainedModel | PeftModel:
+    """Load a causal language model on the CPU.
+
+    Args:
+        name: hub id, folder, .gguf file, or a folder with a single .gguf file.
+        revision: branch, tag or commit of a hub id.
+        dtype: "auto" is what the checkpoint has (float32 for GGUF), but float32 where all weights will be trained:
+            bfloat16 master weights swallow small updates.
+        attn_impl: transformers' `attn_implementation`.
+        adapters: adapter folders or hub ids, applied in order: all but the last are merged into the weights, and the
+            last one stays an adapter of its own.
+        trust_remote_code: run code that comes with the model.
+        trainable: the weights loaded here will be trained: the last adapter where there are any, otherwise all of
+            them. False for a teacher, and for a student that gets a fresh adapter from `add_lora`.
+
+    The model comes in evaluation mode. Raises ModelError.
+    """
+    full = trainable and not adapters
+    path = gguf_file(name)
+    if path is None:
+        check_folder(name)
+    with refusals(name):
+        if path is not None:
+            torch_dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+            model = load_gguf_model(path, dtype=torch_dtype, attn_impl=attn_impl)
+        else:
+            # The config first: with no network this fails once, not once per file.
+            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+            model = AutoModelForCausalLM.from_pretrained(
+                name,
+                config=config,
+                revision=revision,
+                dtype="float32" if dtype == "auto" and full else dtype,
+                attn_implementation=attn_impl,
+                trust_remote_code=trust_remote_code,
+            )
+    model.requires_grad_(full)
+    if adapters:
+        model = _with_adapters(model, adapters, trainable=trainable)
+    return model.eval()
+
+
+def add_lora(
+    model: PreTrainedModel,
+    *,
+    rank: int = 8,
+    alpha: float = 32,
+    dropout: float = 0.05,
+    target_modules: str | Sequence[str] = "all-linear",
+    seed: int = 0,
+) -> PeftModel:
+    """Freeze the model and put fresh LoRA adapters on it: float32 weights, the same for the same seed.
+
+    The output is unchanged at first (B = 0). "all-linear" means every linear layer but the output head.
+    Raises ModelError where no module has one of the names.
+    """
+    targets = [target_modules] if isinstance(target_modules, str) else list(target_modules)
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  (a float works: it is only divided by the rank)
+        lora_dropout=dropout,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            # New modules are born in training mode: without the last call their dropout is on in an eval() model.
+            return get_peft_model(model, config).train(model.training)  # type: ignore[return-value]
+        except ValueError as error:
+            raise ModelError(
+                f"LoRA cannot be put on {type(model).__name__}",
+                where=f"target_modules: {', '.join(targets)}; {str(error).splitlines()[0][:200]}",
+                fix="use --target_modules all-linear, or names of its linear layers: "
+                + ", ".join(_linear_names(model)),
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What `limbeck plan` says of a model. Counts are of numbers, each tied tensor once."""
+
+    architecture: str
+    parameters: int
+    trainable: int
+    layers: int
+    hidden: int
+    vocabulary: int
+    dtype: str
+    tied: bool
+
+    def __str__(self) -> str:
+        head = "tied" if self.tied else "untied"
+        return (
+            f"{self.architecture}: {self.parameters / 1e6:,.1f}M parameters ({self.trainable / 1e6:,.1f}M trainable), "
+            f"{self.layers} layers, hidden {self.hidden}, vocabulary {self.vocabulary:,}, {self.dtype}, {head} head"
+        )
+
+
+def describe(model: nn.Module) -> ModelFacts:
+    """Architecture, size and types of a loaded model or a `skeleton`."""
+    base: Any = unwrap(model)
+    config = base.config.get_text_config()
+    head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+    return ModelFacts(
+        architecture=type(base).__name__,
+        parameters=sum(p.numel() for p in model.parameters()),
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        vocabulary=embedding.weight.shape[0],
+        dtype=str(base.dtype).removeprefix("torch."),
+        tied=head is not None and getattr(head, "weight", None) is embedding.weight,
+    )
+
+
+def skeleton(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model without its weights, from its config alone (meta tensors): for `describe` before anything is loaded."""
+    path = gguf_file(name)
+    if path is None:
+        check_folder(name)
+    with refusals(name):
+        config: Any = (
+            load_gguf_config(path)
+            if path
+            else AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        )
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                config, dtype=config.dtype or torch.float32, trust_remote_code=trust_remote_code
+            )
+
+
+def load_generation_config(name: str, *, revision: str | None = None) -> GenerationConfig | None:
+    """What the model's makers say about generating, its end tokens above all; None where they say nothing."""
+    path = gguf_file(name)
+    if path is not None:
+        return GenerationConfig(eos_token_id=end_ids(path) or None)
+    try:
+        return GenerationConfig.from_pretrained(name, revision=revision)
+    except (OSError, ValueError):
+        return None
+
+
+def _with_adapters(model: PreTrainedModel, adapters: Sequence[str], *, trainable: bool) -> PeftModel:
+    *merged, last = adapters
+    for adapter in adapters:
+        check_adapter(adapter)
+    base: Any = model
+    for adapter in merged:
+        with refusals(adapter, "adapter"):
+            base = PeftModel.from_pretrained(base, adapter).merge_and_unload()  # type: ignore[operator]
+    with refusals(last, "adapter"):
+        return PeftModel.from_pretrained(base, last, is_trainable=trainable)
+
+
+def _linear_names(model: nn.Module) -> list[str]:
+    head = unwrap(model).get_output_embeddings()
+    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head)
+    return sorted({name.rpartition(".")[2] for name in linear})[:12]

@@ -1,0 +1,207 @@
+"""report.html: one self-contained page that shows a run, from whatever its folder holds so far.
+
+Charts are drawn by uPlot (MIT, static/uplot.LICENSE), bundled into the page; nothing is fetched, and the page's own
+content policy forbids it. What users wrote reaches the page in two ways only: through jinja2's autoescape, or as
+JSON whose every "<" is escaped, put into the page by `textContent`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from limbeck.report.charts import drawings
+from limbeck.report.folder import Run, read_run
+from limbeck.report.format import MISSING, duration, number
+from limbeck.report.results import evaluation_of, held_out, measures
+
+# the four choices in the framework's order: (heading, question, keys of summary.json's "method")
+CHOICES = (
+    ("Sampling", "Whose tokens?", ("sampling",)),
+    ("Teacher signal", "How is the difference measured?", ("divergence", "granularity")),
+    ("Signal path", "How does it reach the student?", ("path",)),
+    ("Teacher source", "Who is the teacher?", ("source",)),
+)
+ANSWERS = (("teacher", "Teacher"), ("before", "Student before"), ("after", "Student after"))
+COLOUR_QUANTILE = 0.98  # of the shown divergences: the strongest colour; a few outliers must not pale the rest
+ENV_FIRST = ("limbeck", "python", "torch", "transformers", "accelerate", "device", "cuda", "platform")
+
+
+def write_report(run_dir: Path | str) -> Path:
+    """Write RUN/report.html from the files of a run folder, finished or still growing; the page's path.
+
+    The page replaces an older one at once, so a browser never reads half of it.
+    """
+    run_dir = Path(run_dir)
+    target = run_dir / "report.html"
+    partial = target.with_name(target.name + ".partial")
+    partial.write_text(render(read_run(run_dir)), encoding="utf-8")
+    os.replace(partial, target)
+    return target
+
+
+def render(run: Run) -> str:
+    """The page as text."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(_static("template.html.j2"))
+    summary, charts, evaluation = run.summary, drawings(run), evaluation_of(run)
+    completions = [_completion(row) for row in run.completions]
+    return template.render(
+        name=run.path.resolve().name,
+        student=str(summary.get("model") or run.flat_config.get("model") or "student"),
+        teacher=str(summary.get("teacher") or run.flat_config.get("teacher_model") or ""),
+        method=str(_method(summary).get("name") or ""),
+        choices_strip=_strip(summary),
+        facts=_facts(run),
+        measures=measures(evaluation),
+        held_out=held_out(evaluation),
+        charts={section: [drawing.title for drawing in found] for section, found in charts.items()},
+        answers=_answers(summary),
+        completions=completions,
+        completions_logged=run.completions_logged,
+        warnings=[str(text) for text in _list(summary.get("warnings"))],
+        choices=[choice for choice in _list(summary.get("choices")) if isinstance(choice, dict)],
+        config=_tables(run.config),
+        env=_table(run.env, first=ENV_FIRST),
+        notes=run.notes,
+        css=Markup(_static("static/uplot.min.css") + _static("static/report.css")),
+        js=Markup(_static("static/uplot.min.js") + "\n" + _static("static/report.js")),
+        data=Markup(
+            _json(
+                {
+                    "charts": {section: [asdict(drawing) for drawing in found] for section, found in charts.items()},
+                    "completions": completions,
+                    "strongest": _strongest(completions),
+                }
+            )
+        ),
+    )
+
+
+def _static(name: str) -> str:
+    return files("limbeck.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _json(value: Any) -> str:
+    """JSON that can stand inside a script element: no "<" means no "</script>" and no "<!--"."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _method(summary: dict[str, Any]) -> dict[str, Any]:
+    method = summary.get("method")
+    return method if isinstance(method, dict) else {}
+
+
+def _strip(summary: dict[str, Any]) -> list[dict[str, str]]:
+    method = _method(summary)
+    return [
+        {
+            "heading": heading,
+            "question": question,
+            "answer": str(method.get(keys[0]) or MISSING),
+            "more": ", ".join(str(method[key]) for key in keys[1:] if method.get(key) not in (None, "", "-")),
+        }
+        for heading, question, keys in CHOICES
+        if any(method.get(key) for key in keys)
+    ]
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """The line under the title: what was done so far and what it took."""
+    summary, last = run.summary, run.train[-1] if run.train else {}
+    seconds = summary.get("seconds", last.get("time"))
+    facts = [
+        ("optimizer steps", number(run.last_step) if run.last_step is not None else ""),
+        ("tokens trained on", number(last.get("tokens")) if last.get("tokens") is not None else ""),
+        ("wall time", duration(seconds) if isinstance(seconds, (int, float)) and seconds < 1e8 else ""),
+        ("CPU time", duration(summary["cpu_seconds"]) if "cpu_seconds" in summary else ""),
+        ("peak memory", f"{number(summary['peak_memory_gib'], 3)} GiB" if summary.get("peak_memory_gib") else ""),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _answers(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": _text(row.get("prompt")),
+            "sides": [(label, _text(row[key])) for key, label in ANSWERS if row.get(key) is not None],
+        }
+        for row in _list(summary.get("answers"))
+        if isinstance(row, dict)
+    ]
+
+
+def _text(value: Any) -> str:
+    """A prompt as text: already text, or messages."""
+    if isinstance(value, list):
+        return "\n\n".join(
+            f"{m.get('role', '')}: {m.get('content', '')}" if isinstance(m, dict) else str(m) for m in value
+        )
+    return "" if value is None else str(value)
+
+
+def _completion(row: dict[str, Any]) -> dict[str, Any]:
+    """A completion for the page: numbers shortened; columns that do not match the tokens in length are dropped."""
+    tokens = [str(token) for token in _list(row.get("tokens"))]
+
+    def column(key: str) -> list[float | None] | None:
+        values = _list(row.get(key))
+        return [_short(value) for value in values] if values and len(values) == len(tokens) else None
+
+    divergence = column("divergence")
+    known = [value for value in divergence or [] if value is not None]
+    return {
+        "step": row.get("step"),
+        "source": str(row.get("source", "")),
+        "dataset": str(row.get("dataset", "")),
+        "origin": str(row.get("origin", "")),
+        "prompt": _text(row.get("prompt")),
+        "truncated": bool(row.get("truncated")),
+        "mean": number(sum(known) / len(known), 3) if known else None,
+        "tokens": tokens,
+        "divergence": divergence,
+        "student_logp": column("student_logp"),
+        "teacher_logp": column("teacher_logp"),
+    }
+
+
+def _short(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(f"{value:.4g}")
+
+
+def _strongest(completions: list[dict[str, Any]]) -> float:
+    values = sorted(d for row in completions for d in row["divergence"] or [] if d is not None)
+    return max(values[int(COLOUR_QUANTILE * (len(values) - 1))], 1e-6) if values else 1.0
+
+
+def _tables(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The configuration by room, or as one table without a name where it is flat."""
+    rooms = {key: value for key, value in config.items() if isinstance(value, dict)}
+    rest = {key: value for key, value in config.items() if key not in rooms}
+    tables = [("", _table(rest))] if rest else []
+    return tables + [(room, _table(values)) for room, values in rooms.items()]
+
+
+def _table(values: dict[str, Any], first: tuple[str, ...] = ()) -> list[tuple[str, str]]:
+    keys = [key for key in first if key in values] + [key for key in values if key not in first]
+    return [(str(key), _setting(values[key])) for key in keys]
+
+
+def _setting(value: Any) -> str:
+    """As it would stand in the YAML: true, false, null, lists and mappings as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,112 @@
+"""Held-out measures before and after, with the change put into words, for the page and for the model card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from limbeck.report.folder import Run
+from limbeck.report.format import MISSING, number, percent
+
+Verdict = Literal["better", "worse", ""]
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One row of the table, ready to print. `share` is after/before, where that means something."""
+
+    name: str
+    unit: str
+    before: str
+    after: str
+    change: str
+    verdict: Verdict
+    share: float | None
+
+
+# key: (name, unit, which way is better: -1 down, 1 up)
+KNOWN: dict[str, tuple[str, str, int]] = {
+    "forward_kl": ("Forward KL (teacher ‖ student)", "nats/token", -1),
+    "reverse_kl": ("Reverse KL (student ‖ teacher)", "nats/token", -1),
+    "jsd": ("Jensen-Shannon divergence", "nats/token", -1),
+    "top1_agreement": ("Top-1 agreement with the teacher", "share of tokens", 1),
+    "ce": ("Cross-entropy on the data", "nats/token", -1),
+    "perplexity": ("Perplexity on the data", "", -1),
+    "loss": ("Loss", "", -1),
+    "accuracy": ("Accuracy", "share", 1),
+    "reward": ("Reward", "", 1),
+    "student_entropy": ("Student's entropy", "nats/token", 0),
+    "teacher_entropy": ("Teacher's entropy", "nats/token", 0),
+}
+SHARES = ("top1_agreement", "accuracy", "truncated_share")
+COUNTS = ("tokens", "rows", "examples", "samples", "sequences")
+
+
+def evaluation_of(run: Run) -> Any:
+    """{"before", "after"} of the summary, or, while a run has written none, its evaluations at step 0 and of late."""
+    written = run.summary.get("evaluation")
+    if written or not run.evals:
+        return written
+    first, last = run.evals[0], run.evals[-1]
+    sides = {"before": first if first["step"] == 0 else {}, "after": last if last["step"] > 0 else {}}
+    return {
+        side: {key: value for key, value in row.items() if key.removeprefix("eval_") in (*KNOWN, *COUNTS)}
+        for side, row in sides.items()
+    }
+
+
+def measures(evaluation: Any) -> list[Measure]:
+    """Rows for {"before": {...}, "after": {...}}; known measures first, keys with and without the prefix `eval_`."""
+    if not isinstance(evaluation, dict):
+        return []
+    before, after = _numbers(evaluation.get("before")), _numbers(evaluation.get("after"))
+    keys = list(dict.fromkeys([*KNOWN, *before, *after]))
+    return [_measure(key, before.get(key), after.get(key)) for key in keys if key in before or key in after]
+
+
+def held_out(evaluation: Any) -> str:
+    """What the measures were taken on: "1,234 tokens, 64 rows", or nothing."""
+    if not isinstance(evaluation, dict):
+        return ""
+    found = {**(evaluation.get("before") or {}), **(evaluation.get("after") or {})}
+    found = {key.removeprefix("eval_"): value for key, value in found.items()}
+    return ", ".join(f"{number(found[key])} {key}" for key in COUNTS if isinstance(found.get(key), int))
+
+
+def _numbers(side: Any) -> dict[str, float]:
+    found = {str(key).removeprefix("eval_"): value for key, value in (side or {}).items()}
+    return {
+        key: value
+        for key, value in found.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and key not in COUNTS
+    }
+
+
+def _measure(key: str, before: float | None, after: float | None) -> Measure:
+    name, unit, better = KNOWN.get(key, (key.replace("_", " "), "", 0))
+    show: Callable[[Any], str] = percent if key in SHARES else number
+    change, verdict, share = MISSING, "", None
+    if before is not None and after is not None and math.isfinite(before) and math.isfinite(after):
+        change = _change(key, before, after)
+        if better and after != before:
+            verdict = "better" if (after > before) == (better > 0) else "worse"
+        if better and before > 0 and after >= 0:
+            share = after / before
+    return Measure(name, unit, show(before), show(after), change, verdict, share)
+
+
+def _change(key: str, before: float, after: float) -> str:
+    if key in SHARES:
+        return _signed(100 * (after - before), f"{abs(100 * (after - before)):.1f} points")
+    if before > 0 and after >= 0:
+        relative = after / before - 1
+        return (
+            _signed(relative, f"{100 * abs(relative):.1f}%") if relative < 9 else f"{number(after / before, 3)} times"
+        )
+    return _signed(after - before, number(abs(after - before)))
+
+
+def _signed(value: float, text: str) -> str:
+    return text if value == 0 else ("+" if value > 0 else "-") + text

@@ -1,0 +1,205 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const $ = (id) => document.getElementById(id);
+  const make = (tag, props = {}, ...children) => {
+    const node = Object.assign(document.createElement(tag), props);
+    node.append(...children.filter((child) => child != null));
+    return node;
+  };
+  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+  // ------------------------------------------------------------------ numbers
+  const number = (v) => {
+    if (v == null) return "-";
+    const size = Math.abs(v);
+    if (size !== 0 && (size < 1e-3 || size >= 1e7)) return v.toExponential(2).replace(/\.?0*e\+?/, "e");
+    return size >= 1000 ? Math.round(v).toLocaleString("en-US") : String(+v.toPrecision(4));
+  };
+  const shows = {
+    number,
+    percent: (v) => (v == null ? "-" : (100 * v).toFixed(1) + "%"),
+    seconds: (v) => (v == null ? "-" : +v.toPrecision(3) + " s"),
+  };
+  const tick = { ...shows, percent: (v) => +(100 * v).toFixed(1) + "%", seconds: number };
+
+  // ------------------------------------------------------------------ charts
+  const smoothed = (column, weight) => {
+    if (!weight) return column;
+    let mean = 0, seen = 0; // debiased exponential mean, so the first points are not pulled to zero
+    return column.map((v) => {
+      if (v == null) return null;
+      mean = weight * mean + (1 - weight) * v;
+      seen = weight * seen + (1 - weight);
+      return mean / seen;
+    });
+  };
+  const latest = (column) => column.findLast((v) => v != null);
+  const stacked = (columns) => {
+    const total = columns[0].map(() => 0);
+    return columns.map((column) => column.map((v, i) => (total[i] += v ?? 0)));
+  };
+  const HEIGHT = 210;
+  const sync = uPlot.sync("step");
+  const settings = () => ({ smooth: +($("smooth")?.value ?? 0), log: !!$("log")?.checked });
+
+  function plot(chart, holder, section) {
+    const { smooth, log } = section === "curves" ? settings() : { smooth: 0, log: false };
+    const [steps, ...raw] = chart.columns;
+    const stack = chart.form === "stack";
+    const positive = raw.every((column) => column.every((v) => v == null || v > 0));
+    const curves = stack ? stacked(raw) : raw.map((c, i) => (chart.dots[i] ? c : smoothed(c, smooth)));
+    const ghosts = smooth && !stack ? raw.flatMap((c, i) => (chart.dots[i] ? [] : [[c, i]])) : [];
+    const show = shows[chart.show];
+    const order = curves.map((_, i) => (stack ? curves.length - 1 - i : i)); // the top of a stack is drawn first
+    const colour = (i) => css(chart.dots[i] ? "--held-out" : `--c${i % 5}`);
+    const series = order.map((i) => ({
+      label: chart.labels[i],
+      stroke: colour(i),
+      width: chart.dots[i] ? 1.2 : 1.8,
+      dash: chart.dots[i] ? [5, 4] : undefined,
+      fill: stack ? colour(i) : undefined,
+      points: { show: chart.dots[i] || steps.length < 3, size: 6, fill: colour(i) },
+      spanGaps: true,
+      value: (u, v, si, idx) => show(u.pointed ? (stack ? raw : curves)[i][idx] : latest(stack ? raw[i] : curves[i])),
+    }));
+    const faint = ghosts.map(([, i]) => ({ stroke: colour(i) + "55", width: 1, spanGaps: true, points: { show: false }, label: "", class: "ghost" }));
+    const soft = css("--soft"), line = css("--line");
+    const axis = { stroke: soft, grid: { stroke: line, width: 1 }, ticks: { show: false }, font: "12px system-ui, sans-serif" };
+    const last = steps.length - 1; // the legend shows the latest values while nothing is pointed at
+    const options = {
+      width: Math.max(holder.clientWidth, 200), height: HEIGHT, padding: [10, 14, 0, 0],
+      scales: {
+        x: { time: false },
+        y: log && positive && !stack ? { distr: 3 } : { range: (u, low, high) => range(low, high, chart, stack) },
+      },
+      axes: [
+        { ...axis, size: 30, gap: 4, grid: { show: false }, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6], values: (u, at) => at.map(number) },
+        { ...axis, size: 52, gap: 4, values: (u, at) => at.map((v) => (v == null ? "" : tick[chart.show](v))) },
+      ],
+      series: [{ label: "step", value: (u, v) => number(v) }, ...series, ...faint],
+      legend: { markers: { width: 0, fill: (u, i) => u.series[i].stroke(u, i) } },
+      cursor: { sync: { key: sync.key, scales: ["x", null] }, points: { size: 7 }, y: false },
+      hooks: { setCursor: [(u) => { if (!(u.pointed = u.cursor.idx != null)) u.setLegend({ idx: last }); }] },
+    };
+    const u = new uPlot(options, [steps, ...order.map((i) => curves[i]), ...ghosts.map(([c]) => c)], holder);
+    u.root.querySelectorAll(".u-legend .ghost, .u-legend .u-series:nth-child(n + " + (series.length + 2) + ")").forEach((row) => row.remove());
+    u.setLegend({ idx: last });
+    return u;
+  }
+  function range(low, high, chart, stack) {
+    if (low == null) return [0, 1];
+    if (stack) return [0, high * 1.06 || 1];
+    const room = (high - low || Math.abs(high) || 1) * 0.08;
+    const floor = low >= 0 && low - room < (high - low) * 0.35 ? 0 : low - room; // start at zero where that costs little
+    return [floor, chart.show === "percent" ? Math.min(high + room, 1) || 1 : high + room];
+  }
+
+  const drawn = new Map();
+  function draw(holder, chart, section) {
+    drawn.get(holder)?.destroy();
+    drawn.set(holder, plot(chart, holder, section));
+  }
+  const redraw = [];
+  for (const section of document.querySelectorAll("[data-section]")) {
+    const name = section.dataset.section;
+    for (const chart of data.charts[name]) {
+      const holder = make("div");
+      section.append(make("figure", { className: "chart " + chart.form }, make("figcaption", {}, chart.title, chart.unit ? make("small", { textContent: chart.unit }) : null), holder));
+      const again = () => holder.clientWidth && draw(holder, chart, name);
+      redraw.push(again);
+      let width = 0; // drawn when first laid out (a closed <details> has no width), resized later
+      const fit = () => {
+        if (holder.clientWidth === width) return;
+        width = holder.clientWidth;
+        if (!drawn.has(holder)) again();
+        else if (width) drawn.get(holder).setSize({ width, height: HEIGHT });
+      };
+      new ResizeObserver(() => requestAnimationFrame(fit)).observe(holder);
+    }
+  }
+  const all = () => redraw.forEach((again) => again());
+  $("smooth")?.addEventListener("input", all);
+  $("log")?.addEventListener("change", all);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", all);
+
+  // ------------------------------------------------------------------ completions
+  const strength = (d) => (d == null ? 0 : 0.78 * Math.sqrt(Math.min(Math.max(d, 0) / data.strongest, 1)));
+  const visible = (token) => token.replace(/\n/g, "↵").replace(/\t/g, "⇥").replace(/ /g, "␣") || "(empty)";
+
+  const start = (row) => row.prompt.trim().split("\n").pop() || row.tokens.join("").trim().slice(0, 200);
+
+  function body(row) {
+    const text = make("div", { className: "text" });
+    row.tokens.forEach((token, i) => {
+      const special = /^<\|?[^<>\s]+\|?>$/.test(token);
+      const span = make("span", { textContent: token.replace(/\n/g, "↵\n"), className: special ? "special" : "" });
+      const alpha = strength(row.divergence?.[i]);
+      if (alpha > 0.02) span.style.backgroundColor = `rgba(var(--heat), ${alpha.toFixed(3)})`;
+      span.dataset.i = i;
+      text.append(span);
+    });
+    text.row = row;
+    const where = [row.dataset, row.origin].filter(Boolean).join(" · ");
+    return make("div", { className: "body" }, row.prompt.trim() !== start(row) ? make("p", { className: "asked", textContent: row.prompt }) : null, text,
+      where ? make("p", { className: "where", textContent: where }) : null);
+  }
+  function card(row, open) {
+    const source = { student: "student's own", dataset: "from the dataset" }[row.source] ?? row.source;
+    const facts = [`step ${number(row.step)}`, source, `${number(row.tokens.length)} tokens`, row.mean && `mean ${row.mean}`, row.truncated && "cut off"];
+    const details = make("details", { className: "completion", open },
+      make("summary", {}, make("span", { className: "start", textContent: start(row) }), make("small", { textContent: facts.filter(Boolean).join(" · ") })));
+    details.dataset.source = row.source;
+    const fill = () => details.open && !details.querySelector(".body") && details.append(body(row));
+    details.addEventListener("toggle", fill);
+    fill();
+    return details;
+  }
+  const list = $("completions");
+  if (list) {
+    $("scale-high").textContent = "≥ " + number(+data.strongest.toPrecision(2));
+    const rows = [...data.completions].sort((a, b) => (b.step ?? 0) - (a.step ?? 0)); // the newest first
+    const cards = rows.map((row, i) => card(row, i < 3));
+    const sources = [...new Set(rows.map((row) => row.source))];
+    const button = (value, textContent, onclick) => make("button", { type: "button", value, textContent, onclick });
+    let chosen = "all", shown = 8;
+    const more = button("more", "", () => { shown = Infinity; relist(); });
+    const relist = () => {
+      const wanted = cards.filter((node) => chosen === "all" || node.dataset.source === chosen);
+      list.replaceChildren(...wanted.slice(0, shown), ...(wanted.length > shown ? [more] : []));
+      more.textContent = `Show ${wanted.length - shown} more`;
+      $("filter").childNodes.forEach((b) => b.setAttribute("aria-pressed", b.value === chosen));
+    };
+    if (sources.length > 1)
+      $("filter").append(...["all", ...sources].map((s) => button(s, s, () => { chosen = s; relist(); })));
+    relist();
+    const tip = $("tip");
+    let on = null;
+    const hide = () => { tip.hidden = true; on?.classList.remove("on"); on = null; };
+    const point = (event) => {
+      const span = event.target.closest?.(".text > span");
+      if (!span) return hide();
+      if (span === on) return;
+      hide();
+      const row = span.parentNode.row, i = +span.dataset.i, table = make("table");
+      const entry = (label, v, probability) => v != null && table.append(make("tr", {}, make("th", { textContent: label }), make("td", { textContent: number(v) }),
+        make("td", { className: "p", textContent: probability ? shows.percent(Math.exp(v)) : "" })));
+      entry("divergence", row.divergence?.[i]);
+      entry("log p, teacher", row.teacher_logp?.[i], true);
+      entry("log p, student", row.student_logp?.[i], true);
+      if (!table.rows.length) table.append(make("tr", {}, make("th", { textContent: "not a training target" })));
+      tip.replaceChildren(make("code", { textContent: visible(row.tokens[i]) }), make("small", { textContent: `token ${i + 1} of ${row.tokens.length}` }), table);
+      tip.hidden = false;
+      (on = span).classList.add("on");
+      const box = span.getClientRects()[0], me = tip.getBoundingClientRect();
+      const below = box.bottom + me.height + 14 < innerHeight;
+      tip.style.left = Math.max(6, Math.min(box.left, innerWidth - me.width - 6)) + "px";
+      tip.style.top = (below ? box.bottom + 6 : Math.max(6, box.top - me.height - 6)) + "px";
+    };
+    list.addEventListener("mouseover", point);
+    list.addEventListener("mouseleave", hide);
+    document.addEventListener("click", point);
+    addEventListener("scroll", hide, { passive: true, capture: true });
+  }
+  document.documentElement.dataset.ready = "yes";
+})();

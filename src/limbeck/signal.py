@@ -1,0 +1,89 @@
+"""What flows between the rooms: sequences with their origin, and what a teacher says of their tokens.
+
+N counts the active tokens (`Sample.n_active`) in the order in which they stand in the sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from limbeck.data.formats import Example
+from limbeck.data.render import Rendered
+from limbeck.losses import Head
+
+Source = Literal["dataset", "student"]
+SOURCES: tuple[Source, ...] = ("dataset", "student")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sequence to learn from. `truncated`: the sampler ran out of tokens before an end-of-turn token."""
+
+    tokens: Rendered
+    source: Source
+    example: Example
+    truncated: bool = False
+
+    @property
+    def n_active(self) -> int:
+        return sum(self.tokens.response_mask)
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """A teacher's last hidden states [N, H] at the positions that predict the active tokens, and its head: the whole
+    distribution in H numbers a token. Nothing of size [N, V] is kept; the loss runs the head chunk by chunk."""
+
+    hidden: Tensor
+    head: Head
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """A teacher's K likeliest ids [N, K], their log-probabilities [N, K] over all valid ids, and the log of the
+    remaining mass [N] (None where the source does not send it)."""
+
+    logprobs: Tensor
+    ids: Tensor
+    log_tail: Tensor | None
+
+
+Signal = Hidden | TopK
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A sample with its teacher's signal; None where no teacher takes part (plain cross-entropy)."""
+
+    sample: Sample
+    signal: Signal | None
+
+
+def concatenate(signals: Sequence[Signal]) -> Signal:
+    """Signals of several samples of one teacher as one, [sum of N, ...], in order."""
+    first = signals[0]
+    if isinstance(first, Hidden):
+        return Hidden(torch.cat([s.hidden for s in signals if isinstance(s, Hidden)]), first.head)
+    parts = [s for s in signals if isinstance(s, TopK)]
+    tails = [s.log_tail for s in parts if s.log_tail is not None]
+    return TopK(
+        torch.cat([s.logprobs for s in parts]),
+        torch.cat([s.ids for s in parts]),
+        torch.cat(tails) if tails else None,
+    )
+
+
+def split(signal: Signal, counts: Sequence[int]) -> list[Signal]:
+    """The inverse of `concatenate`: one signal a sample of `counts[i]` active tokens."""
+    if isinstance(signal, Hidden):
+        return [Hidden(h, signal.head) for h in signal.hidden.split(list(counts))]
+    tails: Sequence[Tensor | None] = (
+        signal.log_tail.split(list(counts)) if signal.log_tail is not None else [None] * len(counts)
+    )
+    parts = zip(signal.logprobs.split(list(counts)), signal.ids.split(list(counts)), tails, strict=True)
+    return [TopK(logprobs, ids, tail) for logprobs, ids, tail in parts]

@@ -1,0 +1,196 @@
+"""checkpoint-N/: a plain model or adapter folder, and beside it all that an exact resume needs.
+
+    model or adapter files, tokenizer       as transformers and peft write them
+    trainer_state.json                      transformers' TrainerState
+    limbeck_state.json                      what must be equal for the stream of rows to go on where it stopped
+    rank-R.pt                               optimizer, scheduler, random states, sums since the last line of the log
+    generation-R.json                       the samples of a generation batch that is not used up
+
+A checkpoint is written beside its name and renamed when whole: a killed run leaves no half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers.trainer_callback import TrainerState
+
+from limbeck.data.render import Rendered
+from limbeck.errors import ConfigError
+from limbeck.rollouts import Row
+from limbeck.signal import Sample
+from limbeck.train.meter import Meter
+from limbeck.train.step import Generation, Parts
+
+NAME = re.compile(r"checkpoint-(\d+)$")
+
+
+@dataclass
+class Progress:
+    """All of a run that changes while it goes, the parts' own state left out."""
+
+    state: TrainerState
+    meter: Meter
+    generation: Generation | None = None
+    tokens: int = 0
+    seconds: float = 0.0  # of training, earlier attempts included
+    refused: int = 0
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints of a run folder, oldest first."""
+    found = [p for p in folder.glob("checkpoint-*") if NAME.search(p.name) and (p / "trainer_state.json").exists()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    match = NAME.search(checkpoint.name)
+    return int(match.group(1)) if match else -1
+
+
+def save_model(accelerator: Accelerator, parts: Parts, tokenizer: Any, folder: Path) -> None:
+    """A plain Hugging Face folder: the whole model, or the adapter alone under LoRA. Every rank must call it."""
+    model = accelerator.unwrap_model(parts.student).model
+    if accelerator.is_main_process:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    accelerator.wait_for_everyone()
+
+
+def save(parts: Parts, progress: Progress, tokenizer: Any, run_folder: Path, *, keep: int | None) -> Path:
+    """Writes checkpoint-N for the current step and removes old ones beyond `keep`; the best one stays."""
+    accelerator, state = parts.accelerator, progress.state
+    final = run_folder / f"checkpoint-{state.global_step}"
+    partial = final.with_name(final.name + ".partial")
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    save_model(accelerator, parts, tokenizer, partial)
+    rank = accelerator.process_index
+    torch.save(
+        {
+            "optimizer": parts.optimizer.state_dict(),
+            "scheduler": parts.scheduler.state_dict(),
+            "random": _random_state(),
+            "meter": progress.meter.state(),
+        },
+        partial / f"rank-{rank}.pt",
+    )
+    if progress.generation is not None:
+        text = json.dumps(_dump_generation(progress.generation, parts.rows))
+        (partial / f"generation-{rank}.json").write_text(text)
+    if accelerator.is_main_process:
+        state.save_to_json(str(partial / "trainer_state.json"))
+        kept = {"tokens": progress.tokens, "seconds": progress.seconds, "refused": progress.refused}
+        (partial / "limbeck_state.json").write_text(json.dumps(kept | _stream(parts), indent=1))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _rotate(run_folder, state, keep)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def restore(parts: Parts, progress: Progress, checkpoint: Path) -> None:
+    """Puts everything but the model's weights (loaded with the model) back as it was at the checkpoint.
+
+    Raises ConfigError where the rows, the batch or the number of processes are not those of the checkpoint.
+    """
+    kept = json.loads((checkpoint / "limbeck_state.json").read_text())
+    for name, value in _stream(parts).items():
+        if kept[name] != value:
+            raise ConfigError(
+                f"the checkpoint was written with {name.replace('_', ' ')} {kept[name]}, this run has {value}",
+                where=str(checkpoint),
+                fix="resume with the same data, batch size and number of processes, or start anew with --model or "
+                f"--adapters {checkpoint}",
+            )
+    own = torch.load(checkpoint / f"rank-{parts.accelerator.process_index}.pt", map_location="cpu", weights_only=True)
+    parts.optimizer.load_state_dict(own["optimizer"])
+    parts.scheduler.load_state_dict(own["scheduler"])
+    progress.meter.restore(own["meter"])
+    limits = {k: getattr(progress.state, k) for k in ("max_steps", "logging_steps", "eval_steps", "save_steps")}
+    progress.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    for name, value in limits.items():
+        setattr(progress.state, name, value)
+    progress.tokens, progress.seconds, progress.refused = kept["tokens"], kept["seconds"], kept["refused"]
+    saved = checkpoint / f"generation-{parts.accelerator.process_index}.json"
+    if saved.exists():
+        progress.generation = _load_generation(json.loads(saved.read_text()), parts.rows)
+    _set_random_state(own["random"])
+
+
+def _stream(parts: Parts) -> dict[str, Any]:
+    plan = parts.plan
+    return {
+        "rows": len(parts.rows),
+        "batch_size": plan.step_batch,
+        "steps_per_generation": plan.steps_per_generation,
+        "num_generations": plan.num_generations,
+        "seed": plan.seed,
+        "data_seed": plan.data_seed,
+        "processes": parts.accelerator.num_processes,
+    }
+
+
+def _rotate(run_folder: Path, state: TrainerState, keep: int | None) -> None:
+    if keep is None:
+        return
+    best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
+    checkpoints = list_checkpoints(run_folder)
+    spare = [c for c in checkpoints[:-1] if c.name != best]
+    for old in spare[: max(len(checkpoints) - keep, 0)]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _dump_generation(generation: Generation, rows: Sequence[Row]) -> dict[str, Any]:
+    number = {id(example): i for i, (example, _) in enumerate(rows)}
+
+    def dump(s: Sample) -> list[Any]:
+        t = s.tokens
+        return [number[id(s.example)], t.prompt_ids, t.response_ids, list(map(int, t.response_mask)), s.truncated]
+
+    return {
+        "index": generation.index,
+        "source": generation.source,
+        "used": 0 if generation.spent else generation.used,
+        "steps": [] if generation.spent else [[[dump(s) for s in b] for b in step] for step in generation.steps],
+    }
+
+
+def _load_generation(saved: dict[str, Any], rows: Sequence[Row]) -> Generation:
+    """The samples as they were drawn; their signals are asked for again, of the whole batch, as the first time."""
+
+    def load(row: int, prompt: list[int], response: list[int], mask: list[int], truncated: bool) -> Sample:
+        tokens = Rendered(tuple(prompt), tuple(response), tuple(map(bool, mask)))
+        return Sample(tokens, saved["source"], rows[row][0], truncated)
+
+    steps = [[[load(*s) for s in batch] for batch in step] for step in saved["steps"]]
+    return Generation(saved["index"], saved["source"], steps, used=saved["used"])
+
+
+def _random_state() -> dict[str, Any]:
+    version, words, gauss = random.getstate()
+    state: dict[str, Any] = {"python": [version, list(words), gauss], "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

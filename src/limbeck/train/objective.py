@@ -1,0 +1,112 @@
+"""How the signal reaches the student. Path A: a divergence, and cross-entropy, as the loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from limbeck.data.collate import Batch
+from limbeck.losses import (
+    Head,
+    divergence,
+    linear_divergence,
+    linear_policy_loss,
+    linear_token_logprobs,
+    linear_topk_divergence,
+    topk_divergence,
+)
+from limbeck.signal import Hidden, Signal
+
+Stats = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """What one forward of the student learns from. `signal` is None for plain cross-entropy; `on_dataset` [N] bool says
+    which active tokens are the dataset's. N = 0 is legal: a rank that has run out of rows goes through the motions."""
+
+    batch: Batch
+    signal: Signal | None
+    on_dataset: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DivergenceLoss:
+    """sum over active tokens of D(teacher, student), plus sft_alpha * cross-entropy on the dataset's tokens
+    (GKD, arXiv 2306.13649, section 3). Without a signal: cross-entropy alone, which is forward KL to the data.
+
+    Called inside the student's forward. Returns the sum (float32, or float64 for float64 models) and, when asked, a
+    dict of detached per-token [N] statistics. The caller divides by the one denominator of the step.
+    """
+
+    beta: float
+    temperature: float = 1.0
+    normalize: bool = False
+    topk_mode: str = "tail"
+    token_clip: float | None = None
+    sft_alpha: float = 0.0
+    impl: str = "linear"
+
+    def __call__(self, hidden: Tensor, head: Head, micro: MicroBatch, *, stats: bool) -> tuple[Tensor, Stats]:
+        if micro.on_dataset.numel() == 0:
+            return hidden.sum() * 0.0 + head.weight.sum() * 0.0, {}
+        if micro.signal is None:
+            return self._cross_entropy(hidden, head, micro, stats)
+        if self.impl == "reference":
+            return self._reference(hidden, head, micro)
+        with_text = self.sft_alpha > 0 and bool(micro.on_dataset.any())
+        shared = {
+            "beta": self.beta,
+            "temperature": self.temperature,
+            "normalize": self.normalize,
+            "token_clip": self.token_clip,
+            "return_stats": stats,
+        }
+        if with_text:
+            shared |= {"ce_ids": micro.batch.targets, "ce_weights": micro.on_dataset.to(hidden.dtype) * self.sft_alpha}
+        s = micro.signal
+        if isinstance(s, Hidden):
+            out = linear_divergence(hidden, head, s.hidden, s.head, **shared)
+        else:
+            tail = {"mode": self.topk_mode, "teacher_log_tail": s.log_tail}
+            out = linear_topk_divergence(hidden, head, s.logprobs, s.ids, **tail, **shared)
+        if not stats:
+            return out, {}
+        loss, found = out
+        if not torch.is_grad_enabled():  # an evaluation: one more pass through the head is cheap there
+            found["ce"] = -linear_token_logprobs(hidden, head, micro.batch.targets)
+        return loss, found
+
+    def _cross_entropy(self, hidden: Tensor, head: Head, micro: MicroBatch, stats: bool) -> tuple[Tensor, Stats]:
+        def nll(logp: Tensor, index: Tensor) -> Tensor:
+            return -logp
+
+        out = linear_policy_loss(hidden, head, micro.batch.targets, nll, return_stats=stats)
+        if not stats:
+            return out, {}
+        loss, found = out
+        return loss, {"ce": found["loss"], "student_entropy": found["entropy"]}
+
+    def _reference(self, hidden: Tensor, head: Head, micro: MicroBatch) -> tuple[Tensor, Stats]:
+        """The plain formula on full [N, V] logits with autograd, for comparison: same value, more memory."""
+        logits = head.logits(hidden)
+        s = micro.signal
+        shared = {"beta": self.beta, "temperature": self.temperature, "normalize": self.normalize}
+        if isinstance(s, Hidden):
+            with torch.no_grad():
+                teacher_logits = s.head.logits(s.hidden)
+            per_token = divergence(logits, teacher_logits, **shared)
+        else:
+            assert s is not None
+            per_token = topk_divergence(
+                logits, s.logprobs, s.ids, mode=self.topk_mode, teacher_log_tail=s.log_tail, **shared
+            )
+        if self.token_clip is not None:
+            per_token = per_token.clamp(max=self.token_clip)
+        loss = per_token.sum()
+        if self.sft_alpha > 0:
+            nll = torch.nn.functional.cross_entropy(logits, micro.batch.targets, reduction="none")
+            loss = loss + self.sft_alpha * (nll * micro.on_dataset).sum()
+        return loss, {"divergence": per_token.detach()}

@@ -1,0 +1,54 @@
+"""What several processes must agree on. One process is the same code with one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+T = TypeVar("T")
+
+
+def total(accelerator: Accelerator, value: float) -> float:
+    """Sum over ranks, exact for counts below 2^53."""
+    if accelerator.num_processes == 1:
+        return value
+    dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
+    tensor = torch.tensor([value], dtype=dtype, device=accelerator.device)
+    return float(accelerator.reduce(tensor, reduction="sum").item())  # type: ignore[union-attr]
+
+
+def highest(accelerator: Accelerator, value: int) -> int:
+    return max(gather_object([value])) if accelerator.num_processes > 1 else value
+
+
+def gather(accelerator: Accelerator, value: Any) -> list[Any]:
+    """`value` of every rank, by rank."""
+    return gather_object([value]) if accelerator.num_processes > 1 else [value]
+
+
+def own_part(accelerator: Accelerator, items: Sequence[T]) -> list[T]:
+    """This rank's contiguous share of `items`; shares differ by at most one."""
+    return split_evenly(items, accelerator.num_processes)[accelerator.process_index]
+
+
+def split_evenly(items: Sequence[T], parts: int) -> list[list[T]]:
+    """Contiguous parts, the first ones longer by one where it does not come out even; parts may be empty."""
+    base, more = divmod(len(items), parts)
+    edges = [i * base + min(i, more) for i in range(parts + 1)]
+    return [list(items[a:b]) for a, b in pairwise(edges)]
+
+
+@contextmanager
+def gradients(accelerator: Accelerator, model: torch.nn.Module, *, last: bool) -> Iterator[None]:
+    """Around one micro-batch's forward and backward: gradients are exchanged between ranks with the last one only."""
+    if last:
+        yield
+    else:
+        with accelerator.no_sync(model):
+            yield

@@ -1,0 +1,188 @@
+"""All that is known before any weight is loaded: the resolved flags, the method's row, the rows, the arithmetic.
+
+`limbeck plan` prints it and `build` goes on from it.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from limbeck.config.defaults import Choice, resolve_defaults
+from limbeck.config.method import MethodRow, resolve_method
+from limbeck.config.schema import Config
+from limbeck.data import Dropped, Example, load_examples, render_all
+from limbeck.errors import ConfigError, DataError
+from limbeck.models import end_token_ids, load_generation_config, load_tokenizer, tokenizer_difference, valid_ids
+from limbeck.rollouts import Row
+from limbeck.train.step import Plan
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run before its weights. `config` is resolved, `notes` are to be printed, `dropped` counts rows by set."""
+
+    config: Config
+    method: MethodRow
+    choices: list[Choice]
+    tokenizer: Any
+    valid: int
+    end_ids: frozenset[int]
+    rows: list[Row]
+    held_out: list[Row]
+    dropped: dict[str, Dropped]
+    plan: Plan
+    max_steps: int
+    notes: list[str] = field(default_factory=list)
+
+
+def prepare(config: Config, *, world_size: int = 1) -> Prepared:
+    """Reads the rows, renders them, and settles every choice that does not need the weights.
+
+    Raises ConfigError, DataError or ModelError (the tokenizer's) for what cannot be run.
+    """
+    config, choices = resolve_defaults(config, world_size=world_size)
+    model, data = config.model, config.data
+    if not data.dataset:
+        raise ConfigError("there are no rows to train on", fix="add --dataset FILE or a hub id")
+    examples, dropped, held_out, dropped_held_out = _read(config)
+    notes = []
+    prompt_only = sum(e.response is None for e in examples)
+    method = resolve_method(
+        config,
+        has_teacher_prompt=any("teacher_prompt" in e.columns for e in examples),
+        rows_without_response=prompt_only,
+    )
+    tokenizer = load_tokenizer(model.model, revision=model.model_revision, trust_remote_code=model.trust_remote_code)
+    end_ids = end_token_ids(tokenizer, load_generation_config(model.model, revision=model.model_revision))
+    if method.source == "model":
+        end_ids |= _teacher_end_ids(config, tokenizer, notes)
+    if method.lmbda == 1:
+        examples = [replace(e, response=None) for e in examples]
+        if prompt_only < len(examples):
+            notes.append("the dataset's responses are not used: lmbda is 1, every token is the student's")
+    rendering = {
+        "end_ids": end_ids,
+        "turns": "all" if data.loss_scale == "default" else "last",
+        "max_length": data.max_length,
+        "truncation_strategy": data.truncation_strategy,
+    }
+    rows, over = render_all(examples, tokenizer, **rendering)
+    dropped.merge(over)
+    held_rows, over = render_all(held_out, tokenizer, **rendering)
+    dropped_held_out.merge(over)
+    if not rows:
+        raise dropped.error("no row is left to train on")
+    _check_held_out(config, held_rows, held_out)
+    plan, max_steps = arithmetic(config, method, len(rows), world_size)
+    return Prepared(
+        config=config,
+        method=method,
+        choices=choices,
+        tokenizer=tokenizer,
+        valid=valid_ids(tokenizer),
+        end_ids=end_ids,
+        rows=rows,
+        held_out=held_rows,
+        dropped={"dataset": dropped, "val_dataset": dropped_held_out},
+        plan=plan,
+        max_steps=max_steps,
+        notes=notes,
+    )
+
+
+def arithmetic(config: Config, method: MethodRow, n_rows: int, world_size: int) -> tuple[Plan, int]:
+    """Sequences a step, steps a generation batch, steps in all. Raises ConfigError where they do not divide."""
+    optim, rollout, run, data = config.optim, config.rollout, config.run, config.data
+    accumulation, generations = optim.gradient_accumulation_steps or 1, rollout.num_generations or 1
+    micro_steps = rollout.steps_per_generation or accumulation
+    if micro_steps % accumulation:
+        raise ConfigError(
+            "a generation batch must be a whole number of optimizer steps",
+            where=f"--steps_per_generation {micro_steps}, --gradient_accumulation_steps {accumulation}",
+            fix=f"use a multiple of {accumulation} for --steps_per_generation",
+        )
+    steps_per_generation = micro_steps // accumulation
+    step_batch = optim.per_device_train_batch_size * accumulation * world_size
+    if (step_batch * steps_per_generation) % generations:
+        raise ConfigError(
+            f"{step_batch * steps_per_generation} samples, a generation batch, are no whole groups of {generations}",
+            where=f"--num_generations {generations}",
+            fix="make --per_device_train_batch_size x --gradient_accumulation_steps x processes a multiple of it",
+        )
+    total_rows = None if run_by_steps(config) else math.ceil(optim.num_train_epochs * n_rows)
+    max_steps = optim.max_steps if total_rows is None else math.ceil(total_rows * generations / step_batch)
+    plan = Plan(
+        lmbda=method.lmbda,
+        micro_batch=optim.per_device_train_batch_size,
+        step_batch=step_batch,
+        steps_per_generation=steps_per_generation,
+        num_generations=generations,
+        total_rows=total_rows,
+        max_grad_norm=optim.max_grad_norm,
+        seed=run.seed,
+        data_seed=run.seed if data.data_seed is None else data.data_seed,
+        shuffle=data.dataset_shuffle,
+    )
+    return plan, max_steps
+
+
+def run_by_steps(config: Config) -> bool:
+    return config.optim.max_steps > 0
+
+
+def _read(config: Config) -> tuple[list[Example], Dropped, list[Example], Dropped]:
+    data, seed = config.data, config.run.seed
+    reading = {"seed": seed, "system": data.system, "strict": data.truncation_strategy == "raise"}
+    examples, dropped = load_examples(data.dataset, **reading)
+    held_out, dropped_held_out = load_examples(data.val_dataset, **reading) if data.val_dataset else ([], Dropped())
+    if not held_out and data.split_dataset_ratio > 0:
+        order = list(range(len(examples)))
+        random.Random(f"split:{seed}").shuffle(order)
+        out = set(order[: max(1, round(len(examples) * data.split_dataset_ratio))])
+        held_out = [e for i, e in enumerate(examples) if i in out]
+        examples = [e for i, e in enumerate(examples) if i not in out]
+    return examples, dropped, held_out, dropped_held_out
+
+
+def _teacher_end_ids(config: Config, tokenizer: Any, notes: list[str]) -> frozenset[int]:
+    """Refuses a teacher that reads other ids, and says where its end tokens are others than the student's."""
+    teacher = config.teacher
+    assert teacher.teacher_model is not None
+    theirs = load_tokenizer(
+        teacher.teacher_model,
+        revision=teacher.teacher_model_revision,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    difference = tokenizer_difference(tokenizer, theirs)
+    if difference:
+        raise ConfigError(
+            f"student and teacher have different tokenizers: {difference}",
+            where=f"--model {config.model.model}, --teacher_model {teacher.teacher_model}",
+            fix="choose a teacher of the student's family, or train on the teacher's answers: `limbeck generate`, "
+            "then `limbeck sft`",
+        )
+    ends = end_token_ids(theirs, load_generation_config(teacher.teacher_model, revision=teacher.teacher_model_revision))
+    if config.rollout.stop_at_teacher_eos:
+        return ends
+    if ends - end_token_ids(tokenizer):
+        notes.append(
+            "the teacher also ends its turns with "
+            f"{', '.join(repr(tokenizer.convert_ids_to_tokens(i)) for i in sorted(ends - end_token_ids(tokenizer)))}; "
+            "--stop_at_teacher_eos lets samples end there"
+        )
+    return frozenset()
+
+
+def _check_held_out(config: Config, rows: list[Row], examples: list[Example]) -> None:
+    if not examples or config.run.eval_strategy == "no" or config.run.eval_on_policy:
+        return
+    without = [e.origin for e, tokens in rows if not tokens.response_ids]
+    if without:
+        raise DataError(
+            f"{len(without)} held-out rows have no response to score",
+            where=", ".join(without[:3]),
+            fix="let a model answer them first (`limbeck generate`), or score fresh samples: --eval_on_policy",
+        )

@@ -1,0 +1,31 @@
+"""The module that is prepared (DDP, FSDP2, ZeRO): backbone, head and loss in one forward.
+
+The loss runs inside the forward, so that an engine's hooks gather the head's weight where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from limbeck.models import hidden_states, model_head
+from limbeck.train.objective import MicroBatch, Stats
+
+Objective = Callable[..., tuple[Tensor, Stats]]
+
+
+class StudentStep(nn.Module):
+    """model: a causal language model, plain or peft. valid: the tokenizer's ids; the surplus of the head is cut."""
+
+    def __init__(self, model: nn.Module, objective: Objective, valid: int) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.valid = valid
+
+    def forward(self, micro: MicroBatch, stats: bool = False) -> tuple[Tensor, Stats]:
+        """-> (loss sum, detached statistics [N]). Only positions that predict an active token reach the head."""
+        batch = micro.batch
+        hidden = hidden_states(self.model, batch.input_ids, (batch.rows, batch.cols))
+        return self.objective(hidden, model_head(self.model, self.valid), micro, stats=stats)

@@ -1,0 +1,287 @@
+"""The four choices: the row of every method, and every refusal with its words."""
+
+from __future__ import annotations
+
+import pytest
+
+from limbeck.config import Config, method
+from limbeck.config.flat import from_flat
+from limbeck.config.method import RULES, resolve_method
+from limbeck.errors import ConfigError
+
+
+def config_of(**flags) -> Config:
+    return from_flat({"model": "student", "dataset": ["rows.jsonl"], **flags})
+
+
+def row_of(*, prompt=False, missing=0, **flags):
+    return resolve_method(config_of(**flags), has_teacher_prompt=prompt, rows_without_response=missing)
+
+
+GKD = {"teacher_model": "teacher"}
+
+LEGAL = {
+    "sft": ({"rlhf_type": None}, ("SFT", "dataset", "cross-entropy", "-", "loss", "none")),
+    "gkd": (GKD, ("GKD", "mix, lmbda 0.5", "JSD(0.5)", "full vocabulary", "loss", "model")),
+    "off-policy": (GKD | {"lmbda": 0, "beta": 0}, ("GKD", "dataset", "forward KL", "full vocabulary", "loss", "model")),
+    "on-policy": (GKD | {"lmbda": 1, "beta": 1}, ("GKD", "student", "reverse KL", "full vocabulary", "loss", "model")),
+    "top-k": (GKD | {"gkd_logits_topk": 64}, ("GKD", "mix, lmbda 0.5", "JSD(0.5)", "top-64", "loss", "model")),
+    "base by name": (
+        {"teacher_model": "student", "adapters": ["a"]},
+        ("GKD", "mix, lmbda 0.5", "JSD(0.5)", "full vocabulary", "loss", "base"),
+    ),
+    "base outright": (
+        {"teacher_source": "base", "adapters": ["a"]},
+        ("GKD", "mix, lmbda 0.5", "JSD(0.5)", "full vocabulary", "loss", "base"),
+    ),
+    "base as an anchor of cross-entropy": (
+        {"teacher_source": "base", "sft_alpha": 1, "lmbda": 0},
+        ("GKD", "dataset", "JSD(0.5)", "full vocabulary", "loss", "base"),
+    ),
+    "own weights, all trained": (
+        {"teacher_model": "student", "tuner_type": "full"},
+        ("GKD", "mix, lmbda 0.5", "JSD(0.5)", "full vocabulary", "loss", "model"),
+    ),
+    "another revision of the student": (
+        {"teacher_model": "student", "teacher_model_revision": "old"},
+        ("GKD", "mix, lmbda 0.5", "JSD(0.5)", "full vocabulary", "loss", "model"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEGAL)
+def test_the_row_of_every_legal_method(name):
+    flags, cells = LEGAL[name]
+    assert tuple(row_of(**flags).cells().values()) == cells
+
+
+LATER = {
+    "opd-rl": (
+        {"rlhf_type": "grpo", "teacher_model": "teacher"},
+        ("OPD-RL", "student", "reverse KL", "sampled", "advantage", "model"),
+    ),
+    "grpo": ({"rlhf_type": "grpo"}, ("GRPO", "student", "none", "-", "advantage", "none")),
+    "opsd": (
+        {"prompt": True, "lmbda": 1},
+        ("OPSD (GKD)", "student", "JSD(0.5)", "full vocabulary", "loss", "live with a privileged prompt"),
+    ),
+    "opsd by advantage": (
+        {"prompt": True, "rlhf_type": "grpo"},
+        ("OPSD (OPD-RL)", "student", "reverse KL", "sampled", "advantage", "live with a privileged prompt"),
+    ),
+    "server": (
+        {"teacher_model_server": "http://host:1", "gkd_logits_topk": 8},
+        ("GKD", "mix, lmbda 0.5", "JSD(0.5)", "top-8", "loss", "server"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_the_rows_that_only_wait_to_be_built_break_no_other_rule(name, monkeypatch):
+    monkeypatch.setattr(method, "RULES", tuple(rule for rule in RULES if "not built" not in rule.name))
+    flags, cells = LATER[name]
+    assert tuple(row_of(**flags).cells().values()) == cells
+
+
+SERVER = {"teacher_model_server": "http://host:8000"}
+REFUSED = {
+    "sft has no teacher": (
+        {"rlhf_type": None, "teacher_model": "teacher"},
+        """error: SFT learns from the dataset alone and has no teacher
+  where: --teacher_model teacher
+  fix:   use `limbeck rlhf --rlhf_type gkd` to learn from the teacher, or leave the teacher out""",
+    ),
+    "sft has no divergence": (
+        {"rlhf_type": None, "gkd_logits_topk": 4},
+        """error: SFT has no divergence to a teacher that this could change
+  where: --gkd_logits_topk 4, --sft_alpha 0
+  fix:   use `limbeck rlhf --rlhf_type gkd`, or leave the flag out""",
+    ),
+    "two teachers": (
+        GKD | SERVER,
+        """error: --teacher_model and --teacher_model_server name two teachers
+  where: --teacher_model teacher, --teacher_model_server http://host:8000
+  fix:   keep --teacher_model to load the teacher here, or --teacher_model_server to ask a server""",
+    ),
+    "source model needs a model": (
+        {"teacher_source": "model"},
+        """error: --teacher_source model has no model
+  where: --teacher_source model
+  fix:   add --teacher_model""",
+    ),
+    "source server needs a server": (
+        {"teacher_source": "server"},
+        """error: --teacher_source server has no server
+  where: --teacher_source server
+  fix:   add --teacher_model_server http://host:port""",
+    ),
+    "source contradicts the teacher": (
+        GKD | {"teacher_source": "base"},
+        """error: --teacher_source base and the teacher that is named are two teachers
+  where: --teacher_source base, --teacher_model teacher
+  fix:   leave out --teacher_source, or the name of the teacher""",
+    ),
+    "base needs lora": (
+        {"teacher_source": "base", "tuner_type": "full"},
+        """error: --teacher_source base is the model under the student's adapter, and --tuner_type full has no adapter
+  where: --teacher_source base, --tuner_type full
+  fix:   use --tuner_type lora, or name the model as --teacher_model student""",
+    ),
+    "adapters without a teacher": (
+        {"teacher_adapters": ["a"]},
+        """error: --teacher_adapters has no --teacher_model to sit on
+  where: --teacher_adapters a
+  fix:   add --teacher_model, the model that the adapters were trained on""",
+    ),
+    "gkd needs a teacher": (
+        {},
+        """error: --rlhf_type gkd has no teacher
+  where: --rlhf_type gkd
+  fix:   add --teacher_model; to train on the dataset alone use `limbeck sft`""",
+    ),
+    "beta above 1": (
+        GKD | {"beta": 1.5},
+        """error: --beta lies between 0 (forward KL) and 1 (reverse KL) for gkd
+  where: --beta 1.5
+  fix:   use --beta 1 for reverse KL; to weigh cross-entropy use --sft_alpha""",
+    ),
+    "topk below 1": (
+        GKD | {"gkd_logits_topk": 0},
+        """error: --gkd_logits_topk counts tokens and must be at least 1
+  where: --gkd_logits_topk 0
+  fix:   leave it out for the full vocabulary, or use --gkd_logits_topk 64""",
+    ),
+    "renorm over one token": (
+        GKD | {"gkd_logits_topk": 1, "topk_mode": "renorm"},
+        """error: --topk_mode renorm over a single token is identically zero: both sides become 1 there
+  where: --gkd_logits_topk 1, --topk_mode renorm
+  fix:   use --topk_mode tail, or a larger --gkd_logits_topk""",
+    ),
+    "server and full vocabulary": (
+        SERVER,
+        """error: --teacher_model_server returns top-k log-probabilities only
+  where: --teacher_model_server http://host:8000
+  fix:   add --gkd_logits_topk 64 (the server must allow --max_logprobs >= 64)""",
+    ),
+    "server at another temperature": (
+        SERVER | {"gkd_logits_topk": 64, "loss_temperature": 2},
+        """error: --teacher_model_server answers at temperature 1 only
+  where: --teacher_model_server http://host:8000, --loss_temperature 2
+  fix:   use --loss_temperature 1, or --topk_mode renorm, which can be rescaled exactly""",
+    ),
+    "advantage on off-policy tokens": (
+        GKD | {"rlhf_type": "grpo", "lmbda": 0.25},
+        """error: --rlhf_type grpo learns from the student's own tokens only: an advantage on other tokens has no \
+policy gradient behind it
+  where: --rlhf_type grpo, --lmbda 0.25
+  fix:   leave out --lmbda (grpo always samples from the student), or use --rlhf_type gkd""",
+    ),
+    "rows without a response": (
+        GKD | {"missing": 3},
+        """error: --lmbda 0.5 learns from the dataset's responses too, and 3 rows have none
+  where: --lmbda 0.5
+  fix:   use --lmbda 1 to learn from the student's tokens only, or let the teacher answer first: `limbeck generate`""",
+    ),
+    "sft without a response": (
+        {"rlhf_type": None, "missing": 2},
+        """error: SFT learns from the dataset's responses, and 2 rows have none
+  where: --dataset rows.jsonl
+  fix:   let a model answer them first (`limbeck generate`), or take the rows out""",
+    ),
+    "self-teacher with nothing to teach": (
+        {"teacher_source": "base"},
+        """error: the student is its own teacher and reads the same prompt: the loss is identically zero
+  where: --teacher_source base
+  fix:   name another teacher with --teacher_model, give the rows a teacher_prompt column, or start from --adapters""",
+    ),
+    "all weights of an adapted model": (
+        GKD | {"adapters": ["a"], "tuner_type": "full"},
+        """error: --tuner_type full would train the weights under --adapters, which stay apart from them
+  where: --adapters a, --tuner_type full
+  fix:   use --tuner_type lora to go on with the adapter, or merge it into the model first""",
+    ),
+    "evaluation without held-out rows": (
+        GKD | {"eval_strategy": "steps"},
+        """error: --eval_strategy steps has no held-out rows to evaluate on
+  where: --eval_strategy steps
+  fix:   add --val_dataset, or --split_dataset_ratio 0.05 to hold some of the training rows out""",
+    ),
+    "on-policy evaluation without a teacher": (
+        {"rlhf_type": None, "eval_on_policy": True},
+        """error: --eval_on_policy compares fresh samples with a teacher, and there is none
+  where: --eval_on_policy true
+  fix:   leave it out, or add --teacher_model""",
+    ),
+    "grpo is not built": (
+        GKD | {"rlhf_type": "grpo"},
+        """error: --rlhf_type grpo is not built yet: the teacher's signal cannot be an advantage in this version
+  where: --rlhf_type grpo
+  fix:   use --rlhf_type gkd --lmbda 1 --beta 1, the same reverse KL on the student's tokens as a loss""",
+    ),
+    "privileged prompt is not built": (
+        GKD | {"prompt": True},
+        """error: a teacher_prompt column (OPSD) is not built yet: teacher and student must read the same prompt
+  where: --dataset rows.jsonl
+  fix:   take the column teacher_prompt out of the rows and name a teacher with --teacher_model""",
+    ),
+    "server is not built": (
+        SERVER | {"gkd_logits_topk": 64},
+        """error: --teacher_model_server is not built yet: the teacher must be loaded here
+  where: --teacher_model_server http://host:8000
+  fix:   use --teacher_model with the name of the model that the server holds""",
+    ),
+    "self-teacher is not built": (
+        {"teacher_source": "ema", "adapters": ["a"]},
+        """error: --teacher_source ema is not built yet
+  where: --teacher_source ema
+  fix:   use --teacher_source base with --tuner_type lora, or load the model as --teacher_model student""",
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", REFUSED)
+def test_every_rule_fires_with_its_reason_and_a_way_out(rule):
+    flags, text = REFUSED[rule]
+    with pytest.raises(ConfigError) as caught:
+        row_of(**flags)
+    assert str(caught.value) == text
+    assert caught.value.exit_code == 2
+
+
+def test_the_table_of_refusals_is_covered():
+    assert list(REFUSED) == [rule.name for rule in RULES]
+
+
+def test_prompt_only_rows_are_fine_on_policy():
+    assert row_of(**GKD, lmbda=1, missing=10).sampling == "student"
+
+
+def test_grpo_does_not_trip_over_the_default_lmbda():
+    with pytest.raises(ConfigError, match="not built"):
+        row_of(**GKD, rlhf_type="grpo")
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ({"teacher_model": "student"}, "same model"),
+        ({"teacher_model": "student", "tuner_type": "full"}, "same model"),
+        (GKD | {"sft_alpha": 1, "lmbda": 1}, "sft_alpha has no effect"),
+        (GKD | {"val_dataset": ["v"], "split_dataset_ratio": 0.1}, "split_dataset_ratio is not used"),
+    ],
+)
+def test_what_is_legal_but_odd_is_said_once(flags, text):
+    (warning,) = row_of(**flags).warnings
+    assert text in warning
+
+
+@pytest.mark.parametrize("flags", [flags for flags, _ in LEGAL.values() if flags.get("tuner_type") != "full"])
+def test_an_ordinary_row_has_no_warnings(flags):
+    assert row_of(**flags).warnings == ()
+
+
+def test_the_row_prints_as_in_the_designs_table():
+    assert str(row_of(**GKD)).splitlines() == [
+        "method | sampling       | divergence | granularity     | path | source",
+        "GKD    | mix, lmbda 0.5 | JSD(0.5)   | full vocabulary | loss | model",
+    ]

@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from markupsafe import escape
+from run_folder import CONFIG, SUMMARY, completion, write_lines, write_run
+
+from limbeck.report import write_report
+from limbeck.report.charts import MAX_POINTS, drawings, thin
+from limbeck.report.folder import mask_secrets, read_run, spread
+from limbeck.report.results import evaluation_of, measures
+
+NASTY = (
+    """</script><script>document.title="owned"</script><img src=x onerror='document.title="owned"'>"""
+    """ & "q" <!-- 'a' {{7*7}}"""
+)
+VOID = {"meta", "br", "img", "input", "link", "path"}
+
+
+class Outline(HTMLParser):
+    """The page's elements and the text of its data script; fails on tags that are closed out of order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.data = ""
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.seen and self.seen[-1] == ("script", {"type": "application/json", "id": "data"}):
+            self.data += data
+
+    def json(self) -> dict:
+        return json.loads(self.data)
+
+
+def page_of(run: Path) -> str:
+    return write_report(run).read_text(encoding="utf-8")
+
+
+def test_whole_run(tmp_path):
+    run = write_run(tmp_path / "demo")
+    page = page_of(run)
+    outline = Outline(page)
+    text = html.unescape(page)
+    for expected in (
+        "JSD(beta = 0.5)",
+        "lmbda 0.5: half dataset, half student",
+        "full vocabulary",
+        "local model",
+        "-70.3%",  # 2.314 to 0.688
+        "+29.1 points",  # 0.412 to 0.703
+        "15m 13s",
+        "the longest prompt has 100 tokens, and 512 for the completion",
+        "3 rows dropped: 2 empty",
+        "Why is the sky blue?",
+        "cpu, 2 threads",
+        "40 of 60 logged completions",
+    ):
+        assert expected in text, expected
+    charts = outline.json()["charts"]
+    assert [chart["title"] for chart in charts["times"]] == ["Seconds a step", "Speed", "Peak memory"]
+    assert len(charts["curves"]) == 10
+    assert [chart["title"] for chart in charts["more"]] == ["support mass"]
+    assert not list(tmp_path.glob("**/*.partial"))
+
+
+def test_nothing_is_fetched(tmp_path):
+    page = page_of(write_run(tmp_path / "demo"))
+    outline = Outline(page)
+    assert [value for _, attrs in outline.seen for name, value in attrs.items() if name in ("src", "href")] == []
+    assert re.findall(r"@import|url\(", page) == []
+    assert "default-src 'none'" in page
+
+
+def test_numbers_of_the_files_are_those_of_the_charts(tmp_path):
+    run = write_run(tmp_path / "demo", steps=20, every=5)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    train = {line["step"]: line for line in lines if line["kind"] == "train"}
+    held_out = {line["step"]: line for line in lines if line["kind"] == "eval"}
+    loss = next(c for c in drawings(read_run(run))["curves"] if c.title == "Loss")
+    assert loss.labels == ["all", "dataset's tokens", "student's tokens", "held out"]
+    assert loss.dots == [False, False, False, True]
+    steps = sorted(train.keys() | held_out.keys())
+    assert loss.columns[0] == steps
+    for column, side, metric in ((1, train, "loss"), (3, train, "loss/student"), (4, held_out, "eval_loss")):
+        for step, value in zip(steps, loss.columns[column], strict=True):
+            expected = side.get(step, {}).get(metric)
+            assert value == (pytest.approx(expected, rel=1e-5) if expected is not None else None)
+
+
+@pytest.mark.parametrize(
+    "missing", ["config.yaml", "env.json", "summary.json", "metrics.jsonl", "completions.jsonl", None]
+)
+def test_any_file_may_be_missing(tmp_path, missing):
+    run = write_run(tmp_path / "demo")
+    for name in [missing] if missing else [path.name for path in run.iterdir()]:
+        (run / name).unlink()
+    page = page_of(run)
+    Outline(page)
+    assert f"{missing or 'env.json'} is missing" in page
+    assert ("Nothing has been logged yet" in page) == (missing is None)
+
+
+@pytest.mark.parametrize("junk", ["", "null", "[]", "{", "\x00\xff", '{"method": 3, "evaluation": [], "answers": [1]}'])
+def test_damaged_files_do_not_stop_the_page(tmp_path, junk):
+    run = write_run(tmp_path / "demo")
+    for name in ("config.yaml", "env.json", "summary.json"):
+        (run / name).write_text(junk)
+    Outline(page_of(run))
+
+
+def test_torn_last_line_and_junk_in_the_middle(tmp_path):
+    run = tmp_path / "demo"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n[3]\n{"step": 2, "loss": 2.0}\n{"step": 3, "lo')
+    (run / "completions.jsonl").write_text(json.dumps({"step": 1, "tokens": ["a"]}) + '\n{"step": 2, "tok')
+    found = read_run(run)
+    assert [row["step"] for row in found.train] == [1, 2]
+    assert "1 lines of metrics.jsonl are not JSON objects and were left out" in found.notes
+    assert [row["step"] for row in found.completions] == [1]
+
+
+def test_a_step_logged_twice_counts_once_and_numbers_that_are_not_finite_are_gaps(tmp_path):
+    run = tmp_path / "demo"
+    run.mkdir()
+    rows = [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 2.0, "ce": "NaN"},
+        {"step": 3, "loss": "NaN", "grad_norm": 1.0},
+        {"step": 2, "loss": 5.0, "ce": "NaN"},
+    ]
+    write_lines(run / "metrics.jsonl", rows)
+    curves = {chart.title: chart.columns for chart in drawings(read_run(run))["curves"]}
+    assert curves == {"Loss": [[1, 2], [1.0, 5.0]], "Gradient norm": [[3], [1.0]]}
+
+
+def test_what_users_wrote_stays_text(tmp_path):
+    run = write_run(tmp_path / "demo", completions=1)
+    summary = json.loads(json.dumps(SUMMARY))
+    summary["method"] = dict.fromkeys(SUMMARY["method"], NASTY)
+    summary |= {"model": NASTY, "teacher": NASTY, "warnings": [NASTY]}
+    summary["choices"] = [{"flag": NASTY, "value": NASTY, "reason": NASTY}]
+    summary["answers"] = [dict.fromkeys(("prompt", "teacher", "before", "after"), NASTY)]
+    (run / "summary.json").write_text(json.dumps(summary))
+    (run / "config.yaml").write_text(yaml.safe_dump({NASTY: {NASTY: NASTY}}))
+    (run / "env.json").write_text(json.dumps({NASTY: NASTY}))
+    row = {"step": 1, "source": NASTY, "dataset": NASTY, "origin": NASTY, "prompt": NASTY, "tokens": [NASTY, "b"]}
+    write_lines(run / "completions.jsonl", [row | {"divergence": [1, 2]}])
+    write_lines(run / "metrics.jsonl", [{"step": 1, NASTY: 1.0}])
+    page = page_of(run)
+    outline = Outline(page)
+    assert [attrs for tag, attrs in outline.seen if tag == "script"] == [
+        {"type": "application/json", "id": "data"},
+        {},
+    ]
+    assert not any(tag == "img" for tag, _ in outline.seen)
+    data = outline.json()
+    assert data["completions"][0]["tokens"] == [NASTY, "b"]
+    assert data["completions"][0]["prompt"] == NASTY
+    assert page.count(str(escape(NASTY))) >= 14
+
+
+def test_secrets_are_masked(tmp_path):
+    run = write_run(tmp_path / "demo")
+    assert CONFIG["run"]["hub_token"] not in page_of(run)
+    masked = mask_secrets(
+        {
+            "hub_token": "a",
+            "OPENAI_API_KEY": "b",
+            "server": ["https://user:pass@host/v1"],
+            "max_tokens": 5,
+            "tokenizer": "c",
+            "teacher_tag_key": "dataset",
+            "hf": {"password": "d", "token": None},
+        }
+    )
+    assert masked == {
+        "hub_token": "…",
+        "OPENAI_API_KEY": "…",
+        "server": ["https://…@host/v1"],
+        "max_tokens": 5,
+        "tokenizer": "c",
+        "teacher_tag_key": "dataset",
+        "hf": {"password": "…", "token": None},
+    }
+
+
+def test_flat_and_roomed_configurations_read_the_same(tmp_path):
+    run = write_run(tmp_path / "demo")
+    roomed = read_run(run).flat_config
+    (run / "config.yaml").write_text(yaml.safe_dump(roomed))
+    assert read_run(run).flat_config == roomed
+    assert roomed["learning_rate"] == 1e-5
+    Outline(page_of(run))
+
+
+def test_long_runs_keep_every_spike():
+    count = 100_000
+    first: list[float | None] = [math.sin(i / 900) for i in range(count)]
+    second: list[float | None] = [None if i % 3 else float(i) for i in range(count)]
+    first[31_337] = 50.0
+    second[31_338] = -50.0
+    kept = thin([first, second], MAX_POINTS)
+    assert MAX_POINTS / 2 < len(kept) <= MAX_POINTS
+    assert {0, 31_337, 31_338, count - 1} <= set(kept)
+    assert kept == sorted(set(kept))
+    assert thin([first[:MAX_POINTS]], MAX_POINTS) == list(range(MAX_POINTS))
+
+
+def test_a_large_run_is_a_small_page(tmp_path):
+    run = write_run(tmp_path / "demo", steps=6_000, every=1, completions=500)
+    data = Outline(page_of(run)).json()
+    assert all(len(column) <= MAX_POINTS for chart in data["charts"]["curves"] for column in chart["columns"])
+    shown = [row["step"] for row in data["completions"]]
+    assert (len(shown), shown[0], shown[-1]) == (40, 12, 6000)
+
+
+def test_spread():
+    assert spread(5, 10) == [0, 1, 2, 3, 4]
+    assert spread(101, 5) == [0, 25, 50, 75, 100]
+    assert spread(7, 1) == [6]
+    assert spread(7, 0) == spread(0, 4) == []
+
+
+def test_columns_of_another_length_than_the_tokens_are_left_out(tmp_path):
+    run = tmp_path / "demo"
+    run.mkdir()
+    row = {"step": 1, "tokens": ["a", "b"], "divergence": [0.5], "student_logp": None, "teacher_logp": ["NaN", -1.0]}
+    write_lines(run / "completions.jsonl", [row])
+    shown = Outline(page_of(run)).json()["completions"][0]
+    assert (shown["divergence"], shown["student_logp"], shown["teacher_logp"]) == (None, None, [None, -1.0])
+
+
+def test_a_run_under_way_shows_its_evaluations_so_far(tmp_path):
+    run = write_run(tmp_path / "demo")
+    summary = {key: value for key, value in SUMMARY.items() if key != "evaluation"}
+    (run / "summary.json").write_text(json.dumps(summary))
+    forward = measures(evaluation_of(read_run(run)))[0]
+    assert (forward.before, forward.after) == ("2.31", "0.7197")  # 0.69 + 1.62 exp(0), 0.69 + 1.62 exp(-4)
+    assert "Before and after" in page_of(run)
+
+
+def test_measures_of_before_and_after():
+    rows = measures(
+        {
+            "before": {"eval_forward_kl": 2.0, "top1_agreement": 0.5, "ce": 1.0, "mystery": -1.0, "tokens": 9},
+            "after": {"forward_kl": 0.5, "top1_agreement": 0.4, "ce": 1.0, "mystery": -3.0, "reverse_kl": math.nan},
+        }
+    )
+    assert [(row.name.split(" (")[0], row.before, row.after, row.change, row.verdict) for row in rows] == [
+        ("Forward KL", "2", "0.5", "-75.0%", "better"),
+        ("Reverse KL", "-", "nan", "-", ""),
+        ("Top-1 agreement with the teacher", "50.0%", "40.0%", "-10.0 points", "worse"),
+        ("Cross-entropy on the data", "1", "1", "0.0%", ""),
+        ("mystery", "-1", "-3", "-2", ""),
+    ]
+    assert measures(None) == measures({}) == measures([]) == []
+
+
+CHROMIUM = next((found for name in ("chromium", "google-chrome", "chrome") if (found := shutil.which(name))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on the PATH")
+def test_in_a_browser(tmp_path):
+    run = write_run(tmp_path / "demo")
+    write_lines(run / "completions.jsonl", [completion_with_nasty_text(), completion_with_nasty_text()])
+    page = write_report(run)
+    probe = """<script>addEventListener("load", () => setTimeout(() => {
+      const span = document.querySelector("#completions .text span");
+      span.dispatchEvent(new MouseEvent("mouseover", {bubbles: true}));
+      const drawn = [...document.querySelectorAll(".chart canvas")].filter((c) =>
+        new Uint32Array(c.getContext("2d").getImageData(0, 0, c.width, c.height).data.buffer).some((p) => p !== 0));
+      document.body.replaceChildren("PROBE" + JSON.stringify({ready: document.documentElement.dataset.ready,
+        errors: window.failures, charts: drawn.length, title: document.title, tip: document.getElementById?.name,
+        shown: window.tipText}) + "END");
+    }, 300));</script>"""
+    watch = """<script>window.failures = []; onerror = (m) => failures.push(m);
+      document.addEventListener("securitypolicyviolation", (e) => failures.push(e.violatedDirective));
+      addEventListener("mouseover", () => { window.tipText = document.getElementById("tip").textContent; });</script>"""
+    text = page.read_text(encoding="utf-8")
+    page.write_text(text.replace("<style>", watch + "<style>", 1).replace("</body>", probe + "</body>"))
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --virtual-time-budget=5000 --dump-dom"
+    command = [str(CHROMIUM), *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    probed = re.search(r"PROBE(\{.*\})END", html.unescape(dom))
+    assert probed, dom[-2000:]
+    found = json.loads(probed[1])
+    assert found["ready"] == "yes"
+    assert found["errors"] == []
+    assert found["charts"] == 13  # those of the closed fold are drawn when it opens
+    assert found["title"] == "demo · Limbeck report"
+    assert "0.25" in found["shown"]
+    assert "50.0%" in found["shown"]
+
+
+def completion_with_nasty_text() -> dict:
+    row = {"step": 1, "source": "student", "prompt": NASTY, "tokens": [NASTY, "b"], "divergence": [0.25, 0.0]}
+    return row | {"teacher_logp": [math.log(0.5), -1.0], "student_logp": [-1.0, -1.0], "truncated": False}
+
+
+def test_the_generator_makes_what_the_contract_says():
+    import random
+
+    row = completion(3, random.Random(0))
+    assert {len(row[key]) for key in ("tokens", "divergence", "student_logp", "teacher_logp")} == {61}
