@@ -16,12 +16,6 @@ def run(config: ShrinkConfig) -> int:
     """Cut the model and save it with its tokenizer. Returns the exit status; raises ConfigError and ModelError."""
     model_config, layers = config.model, config.shrink.keep_layers
     output = _new_folder(config.run.output_dir)
-    if bool(layers) == (config.shrink.num_layers is not None):
-        raise ConfigError(
-            "which layers are to stay is " + ("said twice" if layers else "not said"),
-            where="--num_layers and --keep_layers",
-            fix="give one of them: --num_layers 12 (evenly spread) or --keep_layers 0 2 4 6",
-        )
     model: Any = load_model(
         model_config.model,
         revision=model_config.model_revision,

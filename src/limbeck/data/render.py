@@ -85,6 +85,9 @@ def render_all(
         for example, pieces in cut:
             try:
                 whole = _assemble(pieces, ids, tokenizer, end_ids, example.origin)
+                if example.columns.get("truncated") is True and whole.response_ids:
+                    whole = _unended(whole, end_ids, example.origin)
+                    dropped.cut("when they were generated (no end of turn is taught)", example.origin)
                 kept = fit(whole, example.origin, max_length, truncation_strategy)
             except RowError as error:
                 if strict:
@@ -349,6 +352,16 @@ def _assemble(pieces: _Pieces, ids: _Ids, tokenizer: Tokenizer, end_ids: frozens
         response.append(_end_id(tokenizer, end_ids))
         mask.append(True)
     return Rendered(prompt, tuple(response), tuple(mask))
+
+
+def _unended(row: Rendered, end_ids: frozenset[int], origin: str) -> Rendered:
+    """The row without its end of turn: `limbeck generate` marks answers that ran out of tokens as `truncated`, and
+    whoever learns to end there learns to stop in the middle of a sentence."""
+    if row.response_ids[-1] not in end_ids:
+        return row
+    if len(row.response_ids) == 1:
+        raise RowError("empty response", where=origin, fix="leave the row out")
+    return Rendered(row.prompt_ids, row.response_ids[:-1], row.response_mask[:-1])
 
 
 def _end_id(tokenizer: Tokenizer, end_ids: frozenset[int]) -> int:

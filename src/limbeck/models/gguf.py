@@ -7,6 +7,7 @@ A wrong tokenizer is silent (the text still decodes), so every repair is checked
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from functools import lru_cache
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from limbeck.errors import ModelError
@@ -69,13 +70,16 @@ def gguf_file(name: str) -> Path | None:
 
 @lru_cache(maxsize=4)
 def metadata(path: Path) -> dict[str, Any]:
-    """The file's metadata but for its long arrays (vocabulary, merges, scores). Raises ModelError without `gguf`."""
+    """The file's metadata, with the length in place of a long array (vocabulary, merges, scores).
+
+    Raises ModelError where the package gguf is missing.
+    """
     try:
         from gguf import GGUFReader
     except ImportError as error:
         raise ModelError("GGUF files need the package gguf", fix='pip install "limbeck[gguf]"') from error
     fields = GGUFReader(path).fields.items()
-    return {key: field.contents() for key, field in fields if len(field.data) <= 64}
+    return {key: field.contents() if len(field.data) <= 64 else len(field.data) for key, field in fields}
 
 
 def end_ids(path: Path) -> list[int]:
@@ -117,6 +121,7 @@ def load_gguf_tokenizer(path: Path) -> Any:
     """
     facts = metadata(path)
     tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    drop_phantoms(tokenizer, facts["tokenizer.ggml.tokens"])
     if facts.get("tokenizer.ggml.model") == "gpt2":
         rule = facts.get("tokenizer.ggml.pre", "default")
         if rule not in KNOWN:
@@ -129,6 +134,22 @@ def load_gguf_tokenizer(path: Path) -> Any:
         repair_tokenizer(tokenizer, rule)
         check_tokenizer(tokenizer, rule, path.name)
     return tokenizer
+
+
+def drop_phantoms(tokenizer: Any, count: int) -> None:
+    """Take out, in place, the tokens that the conversion adds beyond the file's own `count`.
+
+    It starts from GPT-2's tokenizer, whose "<|endoftext|>" then gets an id that the model has no row for.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    known = [token for token in state["added_tokens"] if token["id"] < count]
+    if len(known) == len(state["added_tokens"]):
+        return
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state | {"added_tokens": known}))
+    vocabulary = tokenizer.get_vocab()
+    for role, token in tokenizer.special_tokens_map.items():
+        if isinstance(token, str) and token not in vocabulary:
+            setattr(tokenizer, role, None)
 
 
 def repair_tokenizer(tokenizer: Any, rule: str) -> None:

@@ -14,7 +14,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from limbeck.errors import ModelError
-from limbeck.losses.head import Head
+from limbeck.losses import Head
 from limbeck.models.score import backbone, evaluating, unwrap
 
 How = Literal["softcap", "multiply", "divide", "cut", "ignore"]

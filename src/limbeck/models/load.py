@@ -167,7 +167,7 @@ def load_generation_config(name: str, *, revision: str | None = None) -> Generat
     if path is not None:
         return GenerationConfig(eos_token_id=end_ids(path) or None)
     try:
-        return GenerationConfig.from_pretrained(name, revision=revision)
+        return GenerationConfig.from_pretrained(name, revision=revision or "main")
     except (OSError, ValueError):
         return None
 

@@ -108,7 +108,7 @@ def build_student(config: Config, checkpoint: Path | None) -> PreTrainedModel | 
 
 def load_frozen(m: Model, device: torch.device) -> nn.Module:
     """A model to ask and not to train, on `device`; on a CPU in float32, which is what CPUs are fast and exact in."""
-    model: nn.Module = load_model(
+    model = load_model(
         m.model,
         revision=m.model_revision,
         dtype="float32" if m.torch_dtype == "auto" and device.type == "cpu" else m.torch_dtype,
@@ -117,7 +117,7 @@ def load_frozen(m: Model, device: torch.device) -> nn.Module:
         trust_remote_code=m.trust_remote_code,
         trainable=False,
     )
-    return model.to(device)
+    return cast(nn.Module, model).to(device)
 
 
 def objective_of(config: Config) -> DivergenceLoss:

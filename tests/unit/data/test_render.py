@@ -469,3 +469,16 @@ def test_show_of_a_response_cut_inside_a_character(chatml):
     cut = Rendered(got.prompt_ids, got.response_ids[:-2], got.response_mask[:-2])
     assert "".join(text for text, target in show(cut, chatml) if target) == "a\ufffd"
     assert show(Rendered((), (), ()), chatml) == []
+
+
+def test_an_answer_that_was_cut_off_when_generated_teaches_no_end_of_turn(chatml) -> None:
+    ends = end_of(chatml)
+    whole, cut = row("hi", "one two three"), row("hi", "one two three", truncated=True)
+    rows, dropped = render_all([whole, cut], chatml, end_ids=ends)
+    assert rows[1][1].response_ids == rows[0][1].response_ids[:-1]
+    assert rows[1][1].response_mask == rows[0][1].response_mask[:-1]
+    assert rows[0][1].response_ids[-1] in ends
+    assert "1 row cut: 1 when they were generated" in str(dropped)
+    rows, dropped = render_all([row("hi", "one", truncated=False)], chatml, end_ids=ends)
+    assert rows[0][1].response_ids[-1] in ends
+    assert not str(dropped)

@@ -24,7 +24,7 @@ from limbeck.models import (
     tokenizer_difference,
     valid_ids,
 )
-from limbeck.models.gguf import check_tokenizer, gguf_file, metadata, repair_tokenizer
+from limbeck.models.gguf import check_tokenizer, drop_phantoms, gguf_file, metadata, repair_tokenizer
 
 gguf = pytest.importorskip("gguf")
 
@@ -100,7 +100,7 @@ def test_weights_end_tokens_and_template_come_along(tmp_path) -> None:
     assert str(describe(skeleton(str(path)))) == str(describe(load_model(str(path), trainable=True)))
 
     tokenizer = load_tokenizer(str(tmp_path))  # the folder with a single file
-    assert valid_ids(tokenizer) == len(TOKENS)
+    assert valid_ids(tokenizer) == len(TOKENS)  # the conversion would add GPT-2's <|endoftext|>, an id without a row
     assert end_token_ids(tokenizer, model) == {end, turn}
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "abc"}], return_dict=False)
     assert ids == [TOKENS.index("abc"), turn]
@@ -114,6 +114,7 @@ def test_weights_end_tokens_and_template_come_along(tmp_path) -> None:
 
 def test_digits_are_split_where_the_file_says_so_and_the_check_sees_it(smollm_like) -> None:
     converted = AutoTokenizer.from_pretrained(str(smollm_like.parent), gguf_file=smollm_like.name)
+    drop_phantoms(converted, len(TOKENS))
     ours = load_tokenizer(str(smollm_like))
     digits = [TOKENS.index(digit) for digit in "123"]
     assert ours.encode("123", add_special_tokens=False) == digits
@@ -146,7 +147,7 @@ def test_an_unknown_splitting_rule_is_a_warning_that_names_it(tmp_path, caplog) 
 def test_a_tokenizer_that_loses_text_is_refused(smollm_like) -> None:
     tokenizer = load_tokenizer(str(smollm_like))
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
-    with pytest.raises(ModelError, match="comes back as .hello world"):
+    with pytest.raises(ModelError, match=r"comes back as .hello world"):
         check_tokenizer(tokenizer, "smollm", "tiny.gguf")
 
 
