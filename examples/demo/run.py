@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = Path("runs/demo")
 HERE = Path("examples/demo")
-# 18 of 30 layers: the first ten read, the last eight speak, and what is left out is what the student has to make up for.
+# 18 of 30 layers: the first ten read, the last eight speak; what lies between, the student has to make up for.
 LAYERS = [*range(10), *range(22, 30)]
 SHOWN = 3  # held-out prompts answered side by side: the first of held_out.jsonl
 MEASURES = (

@@ -102,7 +102,7 @@ class Model(Room):
     lora_alpha: Positive = 32
     """Scale of the adapters: their output is multiplied by lora_alpha / lora_rank."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Dropout inside the adapters; off while student and teacher are scored."""
+    """Dropout inside the adapters in training steps; every other dropout is off, and evaluations have none."""
     target_modules: Names = ["all-linear"]
     """Modules that get an adapter; all-linear means every linear layer but the output head."""
     gradient_checkpointing: bool = True

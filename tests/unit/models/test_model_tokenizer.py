@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from limbeck.models import end_token_ids, load_tokenizer, tokenizer_difference, valid_ids
@@ -73,6 +73,13 @@ def test_a_token_that_is_only_sometimes_special_is_a_difference() -> None:
     sentence = tokenizer_difference(byte_level(), other)
     assert sentence is not None
     assert "<turn>" in sentence
+
+
+def test_a_special_token_that_swallows_the_space_beside_it_is_a_difference() -> None:
+    greedy = byte_level(added=("<end>", AddedToken("<turn>", lstrip=True, special=True)))
+    sentence = tokenizer_difference(byte_level(), greedy)
+    assert sentence is not None
+    assert "'<turn>'" in sentence
 
 
 def test_merges_that_only_rare_words_show_are_found() -> None:
