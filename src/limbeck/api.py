@@ -76,7 +76,8 @@ class Trainer:
             self.choices += chosen
             announce(console, prepared, self.choices, parts)
             progress, hooks, book = self._open(parts, console)
-            summary = read_json(self.folder / "summary.json")
+            summary = read_json(self.folder / "summary.json")  # of earlier attempts, after a resume
+            summary["earlier"] = {name: summary.get(name, 0.0) for name in ("seconds", "cpu_seconds")}
             if resumed_from is not None:
                 checkpoint.restore(parts, progress, resumed_from)
                 hooks.state = progress.state
@@ -94,6 +95,8 @@ class Trainer:
                 resume_step=step,
             )
             console.begin(prepared.max_steps, done=step)
+            if main:
+                self._summarise(summary, console, parts, began, cpu_began)
             try:
                 outcome = fit(parts, progress, hooks, book, self._held_out(parts))
             finally:
@@ -141,6 +144,7 @@ class Trainer:
             greater_is_better=bool(run.greater_is_better),
             max_seconds=run.max_time,
             eval_batch=config.optim.per_device_eval_batch_size or config.optim.per_device_train_batch_size,
+            refresh=self._write_page,
         )
         return checkpoint.Progress(state, Meter()), hooks, book
 
@@ -160,8 +164,8 @@ class Trainer:
         return samples
 
     def _summarise(self, summary: dict, console: Console, parts: Parts, began: float, cpu_began: float) -> None:
-        """What the report and the card need beside the other files; written however the run ends."""
-        prepared = self.prepared
+        """What the report and the card need beside the other files; written at the start, and however the run ends."""
+        prepared, earlier = self.prepared, summary["earlier"]
         summary |= {
             "method": prepared.method.cells(),
             "model": prepared.config.model.model,
@@ -170,8 +174,8 @@ class Trainer:
             "choices": [{"flag": c.flag, "value": str(c.value), "reason": c.reason} for c in self.choices],
             "dropped": {name: str(dropped) for name, dropped in prepared.dropped.items() if str(dropped)},
             "warnings": console.warnings,
-            "seconds": round(summary.get("seconds", 0.0) + time.time() - began, 1),
-            "cpu_seconds": round(summary.get("cpu_seconds", 0.0) + time.process_time() - cpu_began, 1),
+            "seconds": round(earlier["seconds"] + time.time() - began, 1),
+            "cpu_seconds": round(earlier["cpu_seconds"] + time.process_time() - cpu_began, 1),
             "peak_memory_gib": round(peak_memory_gib(self.accelerator.device), 2),
         }
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=1))
@@ -179,12 +183,15 @@ class Trainer:
     def _finish(self, summary: dict, outcome: Outcome, console: Console) -> None:
         summary |= {"evaluation": outcome.evaluation, "step": outcome.step, "stopped_by": outcome.stopped_by}
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=1))
+        self._write_page()
         write_card(self.folder)
-        if self.prepared.config.report.report_html:
-            write_report(self.folder)
         said = {"end": f"finished at step {outcome.step}", "max_time": f"--max_time reached at step {outcome.step}"}
         console.say(said.get(outcome.stopped_by, f"stopped by {outcome.stopped_by} at step {outcome.step}"))
         console.say(f"run folder: {self.folder}")
+
+    def _write_page(self) -> None:
+        if self.accelerator.is_main_process and self.prepared.config.report.report_html:
+            write_report(self.folder)
 
 
 def claim_folder(folder: Path, resume: str | None) -> Path | None:

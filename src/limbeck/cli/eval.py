@@ -9,7 +9,6 @@ from accelerate import Accelerator
 
 from limbeck.config.commands import EvalConfig
 from limbeck.config.schema import Config, Run
-from limbeck.errors import DataError
 from limbeck.models import check_head
 from limbeck.report.format import number
 from limbeck.rollouts import sample_dataset
@@ -34,10 +33,7 @@ def run(config: EvalConfig) -> int:
         optim=config.optim,
         run=Run(use_cpu=config.run.use_cpu),
     )
-    prepared = prepare(whole, world_size=accelerator.num_processes)
-    rows = [row for row in prepared.rows if row[1].response_ids]
-    if not rows:
-        raise DataError("no row has a response to score", where=" ".join(config.data.dataset))
+    prepared = prepare(whole, world_size=accelerator.num_processes, answered_only=True)
     model = load_frozen(whole.model, accelerator.device)
     check_head(model)
     prepared = replace(prepared, method=replace(prepared.method, source="model" if has_teacher else "none"))
@@ -46,7 +42,7 @@ def run(config: EvalConfig) -> int:
         accelerator,
         StudentStep(model, objective_of(prepared.config), prepared.valid),
         teacher,
-        sample_dataset(rows),
+        sample_dataset(prepared.rows),
         batch_size=config.optim.per_device_eval_batch_size or 4,
         pad_id=prepared.tokenizer.pad_token_id,
     )

@@ -11,6 +11,10 @@ from limbeck.config.commands import COMMANDS, Command
 from limbeck.config.flags import Flag, flags_of, reads, rooms_of
 
 _INDENT = 34
+_SWIFT_INTRO = (
+    "`swift rlhf --rlhf_type gkd ...` becomes `limbeck rlhf --rlhf_type gkd ...` with the same flags. A flag of",
+    "ms-swift that Limbeck does not have is refused with what to use instead, and never ignored silently.",
+)
 
 
 def overview() -> str:
@@ -41,6 +45,25 @@ def command_help(name: str) -> str:
     if name == "rlhf":
         lines += ["", *_differences()]
     return "\n".join(lines)
+
+
+def swift_page() -> str:
+    """docs/coming-from-ms-swift.md: `python -m limbeck.config.helptext` prints it."""
+    lines = ["# Coming from ms-swift", "", *_SWIFT_INTRO, "", "## Defaults that differ", ""]
+    lines += ["| flag | here | there | why |", "|---|---|---|---|"]
+    lines += [f"| `{d.flag}` | {d.ours} | {d.theirs} | {d.why} |" for d in swift.DIFFERENCES]
+    lines += ["", "## Flags that differ", "", "A flag that is not listed here has the same name and meaning.", ""]
+    lines += ["| ms-swift | here |", "|---|---|"]
+    for name, entry in swift.FLAGS.items():
+        match entry:
+            case swift.Renamed(to=to):
+                text = f"`--{to}`"
+            case swift.NotNeeded(why=why):
+                text = f"accepted, without effect: {why}"
+            case swift.Refused(instead=instead):
+                text = f"not supported: {instead}"
+        lines.append(f"| `--{name}` | {text} |")
+    return "\n".join(lines) + "\n"
 
 
 def _flag_lines(flag: Flag, spec: Command) -> list[str]:
@@ -89,3 +112,7 @@ def _wrap(text: str, indent: int, hang: int | None = None) -> list[str]:
     width = min(120, max(60, shutil.get_terminal_size((100, 24)).columns))
     first, rest = " " * indent, " " * (indent if hang is None else hang)
     return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False) or [first]
+
+
+if __name__ == "__main__":
+    print(swift_page(), end="")

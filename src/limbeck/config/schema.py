@@ -60,7 +60,7 @@ def _no(value: Any) -> Any:
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 Names = Annotated[list[str], BeforeValidator(listed)]
 Strategy = Annotated[Literal["steps", "epoch", "no"], BeforeValidator(_no)]
-Precision = Annotated[Literal["auto", "no", "bf16", "fp16"], BeforeValidator(_no)]
+Precision = Annotated[Literal["auto", "no", "bf16"], BeforeValidator(_no)]
 
 
 class Room(BaseModel):

@@ -62,7 +62,7 @@ FLAGS: dict[str, Entry] = {
     "max_new_tokens": Renamed("max_completion_length"),
     "max_batch_size": Renamed("rollout_batch_size"),
     "bf16": Renamed("mixed_precision", {"true": "bf16", "": "bf16", "false": ""}),
-    "fp16": Renamed("mixed_precision", {"true": "fp16", "": "fp16", "false": ""}),
+    "fp16": Refused("use --bf16 true, or --mixed_precision no: float16 overflows and needs its loss scaled", _NO),
     "model_id_or_path": Renamed("model"),
     "swanlab_exp_name": Renamed("run_name"),
     "train_dataloader_shuffle": Renamed("dataset_shuffle"),

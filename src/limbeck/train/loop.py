@@ -36,6 +36,7 @@ class Book:
     greater_is_better: bool = False
     max_seconds: float | None = None
     eval_batch: int = 1
+    refresh: Callable[[], None] = lambda: None  # called when there is something new to show: the run's page
 
 
 @dataclass
@@ -83,6 +84,8 @@ def fit(
                 outcome.evaluation["after"] = after
                 hooks.call("on_evaluate", metrics=after)
             reason = _reason_to_stop(parts, progress, book, interrupted, control.should_training_stop)
+            if control.should_evaluate or control.should_save:
+                book.refresh()
             if control.should_save or (reason and reason != "end"):
                 path = checkpoint.save(parts, progress, book.tokenizer, book.folder, keep=book.keep)
                 book.console.say(f"saved {path.name}" + (f" ({reason})" if reason else ""))

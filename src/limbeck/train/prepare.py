@@ -38,9 +38,10 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
 
 
-def prepare(config: Config, *, world_size: int = 1) -> Prepared:
+def prepare(config: Config, *, world_size: int = 1, answered_only: bool = False) -> Prepared:
     """Reads the rows, renders them, and settles every choice that does not need the weights.
 
+    answered_only: rows without a response are dropped and counted, for a caller who can do nothing with them.
     Raises ConfigError, DataError or ModelError (the tokenizer's) for what cannot be run.
     """
     config, choices = resolve_defaults(config, world_size=world_size)
@@ -48,7 +49,12 @@ def prepare(config: Config, *, world_size: int = 1) -> Prepared:
     if not data.dataset:
         raise ConfigError("there are no rows to train on", fix="add --dataset FILE or a hub id")
     examples, dropped, held_out, dropped_held_out = _read(config)
-    notes = []
+    notes: list[str] = []
+    if answered_only:
+        for example in examples:
+            if example.response is None:
+                dropped.add("without a response to score", example.origin, "let a model answer it: `limbeck generate`")
+        examples = [e for e in examples if e.response is not None]
     prompt_only = sum(e.response is None for e in examples)
     method = resolve_method(
         config,
@@ -58,7 +64,7 @@ def prepare(config: Config, *, world_size: int = 1) -> Prepared:
     tokenizer = load_tokenizer(model.model, revision=model.model_revision, trust_remote_code=model.trust_remote_code)
     end_ids = end_token_ids(tokenizer, load_generation_config(model.model, revision=model.model_revision))
     if method.source == "model":
-        end_ids |= _teacher_end_ids(config, tokenizer, notes)
+        end_ids |= _teacher_end_ids(config, tokenizer, end_ids, notes)
     if method.lmbda == 1:
         examples = [replace(e, response=None) for e in examples]
         if prompt_only < len(examples):
@@ -147,8 +153,10 @@ def _read(config: Config) -> tuple[list[Example], Dropped, list[Example], Droppe
     return examples, dropped, held_out, dropped_held_out
 
 
-def _teacher_end_ids(config: Config, tokenizer: Any, notes: list[str]) -> frozenset[int]:
-    """Refuses a teacher that reads other ids, and says where its end tokens are others than the student's."""
+def _teacher_end_ids(config: Config, tokenizer: Any, own: frozenset[int], notes: list[str]) -> frozenset[int]:
+    """The teacher's end tokens where samples may end at them too; where they may not, says which the student lacks.
+
+    Raises ConfigError for a teacher that reads other ids."""
     teacher = config.teacher
     assert teacher.teacher_model is not None
     theirs = load_tokenizer(
@@ -167,12 +175,9 @@ def _teacher_end_ids(config: Config, tokenizer: Any, notes: list[str]) -> frozen
     ends = end_token_ids(theirs, load_generation_config(teacher.teacher_model, revision=teacher.teacher_model_revision))
     if config.rollout.stop_at_teacher_eos:
         return ends
-    if ends - end_token_ids(tokenizer):
-        notes.append(
-            "the teacher also ends its turns with "
-            f"{', '.join(repr(tokenizer.convert_ids_to_tokens(i)) for i in sorted(ends - end_token_ids(tokenizer)))}; "
-            "--stop_at_teacher_eos lets samples end there"
-        )
+    if ends - own:
+        names = ", ".join(repr(tokenizer.convert_ids_to_tokens(i)) for i in sorted(ends - own))
+        notes.append(f"the teacher also ends its turns with {names}; --stop_at_teacher_eos lets samples end there")
     return frozenset()
 
 

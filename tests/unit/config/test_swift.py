@@ -162,13 +162,14 @@ def test_all_refusals_at_once():
     [
         (["--bf16", "true"], "bf16"),
         (["--bf16", "true", "--fp16", "false"], "bf16"),
-        (["--fp16", "true", "--bf16", "false"], "fp16"),
         (["--bf16"], "bf16"),
         (["--bf16", "false"], "auto"),
     ],
 )
-def test_bf16_and_fp16_are_one_choice(words, expected):
+def test_bf16_is_a_choice_and_fp16_is_refused(words, expected):
     assert parse("rlhf", ["--model", "m", "--dataset", "d", *words]).optim.mixed_precision == expected
+    with pytest.raises(ConfigError, match="fp16"):
+        parse("rlhf", ["--model", "m", "--dataset", "d", *words, "--fp16", "true"])
 
 
 def test_a_renamed_key_of_a_file(tmp_path):
