@@ -120,7 +120,7 @@ class _PerToken(torch.autograd.Function):
 def log_softmax(logits: Tensor, temperature: float, *, work: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """[..., V] -> log-probabilities at the temperature; `logits` is left as it is."""
     if temperature != 1.0:
-        logits = torch.mul(logits, 1 / temperature, out=work) if work is not None else logits * (1 / temperature)
+        logits = torch.div(logits, temperature, out=work)
     if out is None:
         return torch.log_softmax(logits, -1)
     return torch.log_softmax(logits, -1, out=out)  # pyright: ignore

@@ -190,7 +190,7 @@ def _walk(
         torch.ones(count, dtype=walk.dtype, device=walk.hidden.device) if weights is None else weights.to(walk.dtype)
     )
     coefs = coefs / measure.temperature
-    step = block_rows(walk.vocab, walk.hidden.device)
+    step = min(walk.size, block_rows(walk.vocab, walk.hidden.device))
     work = torch.empty(0, dtype=walk.dtype, device=walk.hidden.device)
 
     def rule(logits: Tensor, at: slice) -> None:
