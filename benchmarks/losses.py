@@ -129,7 +129,8 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     base = None
     print(
-        f"{'':24}{'seconds':>9}{'ratio':>8}{'peak MB':>9}   torch {torch.__version__}, {torch.get_num_threads()} threads"
+        f"{'':24}{'seconds':>9}{'ratio':>8}{'peak MB':>9}   "
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads"
     )
     for name in options.only:
         results = context.Queue()

@@ -1,1 +1,26 @@
+"""Limbeck distils language models: a student learns from a teacher's distribution over the next token.
+
+    limbeck.distil(model=..., teacher_model=..., dataset=[...], output_dir=...)
+    limbeck.Trainer(config).fit()
+    limbeck.losses      the losses as plain functions
+
+Importing this package imports no torch: the command line answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from limbeck.api import Trainer, distil
+
 __version__ = "0.1.0"
+__all__ = ["Trainer", "__version__", "distil"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Trainer", "distil"):
+        from limbeck import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

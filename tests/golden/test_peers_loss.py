@@ -1,7 +1,7 @@
 """The loss of the first step against the definitions of TRL and ms-swift, on the same model and batch.
 
-Their losses are written here anew, from their sources, on full logits of a plain transformers forward; the denominator is
-ours (active tokens of the whole step), since theirs are means of micro-batch means.
+Their losses are written here anew, from their sources, on full logits of a plain transformers forward; the
+denominator is ours (active tokens of the whole step), since theirs are means of micro-batch means.
 
     TRL 1.16, trl.experimental.gkd.GKDTrainer.generalized_jsd_loss: log-space mixture, F.kl_div with log targets.
     ms-swift 4.6, swift/trainers/rlhf_trainer/gkd_trainer.py: the same divergence; with gkd_logits_topk both sides are
@@ -44,9 +44,9 @@ def batch_logits(folder: Path, rows: list[dict], valid: int) -> torch.Tensor:
     found = []
     for row in rows:
         prompt = tokenizer.apply_chat_template(row["messages"][:-1], add_generation_prompt=True, return_dict=False)
-        answer = tokenizer.encode(row["messages"][-1]["content"], add_special_tokens=False) + [tokenizer.eos_token_id]
+        answer = tokenizer.encode(row["messages"][-1]["content"], add_special_tokens=False)
         with torch.no_grad():
-            logits = model(torch.tensor([prompt + answer])).logits[0]
+            logits = model(torch.tensor([[*prompt, *answer, tokenizer.eos_token_id]])).logits[0]
         found.append(logits[len(prompt) - 1 : -1, :valid])
     return torch.cat(found)
 

@@ -7,13 +7,14 @@ graph keeps are these finished gradients, so that the backward is a scaling.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .head import Head, compute_dtype
+from .head import Head
 
 Rule = Callable[[Tensor, slice], None]
 
@@ -64,9 +65,9 @@ class HeadPass:
         with torch.no_grad(), torch.autocast(self.hidden.device.type, enabled=False):
             for at in chunks(count, self.size):
                 index = at if rows is None else rows[at]
-                hidden = self.hidden[index].to(self.dtype)
+                hidden = self.hidden[index]
                 if self.logits.numel() == 0:
-                    self.logits = hidden.new_empty(self.size, self.vocab)
+                    self.logits = hidden.new_empty(self.size, self.vocab, dtype=self.dtype)
                 logits = self.logits[: hidden.shape[0]]
                 head_logits(hidden, self.head, out=logits)
                 slope = cap_slope(logits, self.head) if self.grads else None
@@ -81,7 +82,7 @@ class HeadPass:
         if self.d_hidden is not None:
             self.d_hidden[index] = into_hidden(grad, self.head.weight[: self.vocab]).to(self.d_hidden.dtype)
         if self.d_weight is not None:
-            into_weight_(self.d_weight[: self.vocab], grad, hidden, self.head.weight.dtype)
+            into_weight_(self.d_weight[: self.vocab], grad, hidden, self.head.weight)
         if self.d_bias is not None:
             self.d_bias[: self.vocab] += grad.sum(0)
 
@@ -120,12 +121,14 @@ def head_logits(hidden: Tensor, head: Head, *, out: Tensor) -> None:
     vocab = out.shape[-1]
     weight = head.weight[:vocab]
     if weight.dtype == out.dtype:
-        torch.mm(hidden, weight.t(), out=out)
-    elif weight.is_cuda and weight.dtype != torch.float64:
+        torch.mm(hidden.to(out.dtype), weight.t(), out=out)
+    elif weight.is_cuda and out.dtype == torch.float32:
         out.copy_(torch.mm(hidden.to(weight.dtype), weight.t(), out_dtype=torch.float32))
     else:
-        for ids in chunks(vocab, _UPCAST_IDS):
-            torch.mm(hidden, weight[ids].to(out.dtype).t(), out=out[:, ids])
+        with products_in_bfloat16(hidden, weight):
+            hidden = hidden.to(out.dtype)
+            for ids, block in upcast_blocks(weight, out.dtype):
+                torch.mm(hidden, block.t(), out=out[:, ids])
     if head.bias is not None:
         out.add_(head.bias[:vocab].to(out.dtype))
     if head.scale != 1.0:
@@ -143,21 +146,46 @@ def into_hidden(grad: Tensor, weight: Tensor) -> Tensor:
     """[c, V], [V, H] -> [c, H] in grad's dtype."""
     if weight.dtype == grad.dtype:
         return torch.mm(grad, weight)
-    if weight.is_cuda and weight.dtype != torch.float64:
+    if weight.is_cuda and grad.dtype == torch.float32:
         return torch.mm(grad.to(weight.dtype), weight, out_dtype=torch.float32)
     result = grad.new_zeros(grad.shape[0], weight.shape[1])
-    for ids in chunks(weight.shape[0], _UPCAST_IDS):
-        result.addmm_(grad[:, ids], weight[ids].to(grad.dtype))
+    with products_in_bfloat16(weight, weight):
+        for ids, block in upcast_blocks(weight, grad.dtype):
+            result.addmm_(grad[:, ids], block)
     return result
 
 
-def into_weight_(total: Tensor, grad: Tensor, hidden: Tensor, weight_dtype: torch.dtype) -> None:
-    """total [V, H] += grad [c, V]^T hidden [c, H]; on CUDA in the weight's own precision, accumulated in float32."""
-    if grad.is_cuda and weight_dtype in (torch.bfloat16, torch.float16):
-        total += torch.mm(grad.to(weight_dtype).t(), hidden.to(weight_dtype), out_dtype=torch.float32)
-    else:
-        total.addmm_(grad.t(), hidden)
+def into_weight_(total: Tensor, grad: Tensor, hidden: Tensor, weight: Tensor) -> None:
+    """total [V, H] += grad [c, V]^T hidden [c, H], accumulated in total's dtype; products in the weight's precision."""
+    if weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16) and grad.dtype == torch.float32:
+        total += torch.mm(grad.to(weight.dtype).t(), hidden.to(weight.dtype), out_dtype=torch.float32)
+        return
+    with products_in_bfloat16(hidden, weight):
+        total.addmm_(grad.t(), hidden.to(total.dtype))
 
 
-def loss_dtype(hidden: Tensor, head: Head, *others: Tensor) -> torch.dtype:
-    return compute_dtype(hidden, head.weight, *others)
+def upcast_blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """The weight [V, H] in another dtype, a block of ids at a time in one buffer."""
+    buffer = torch.empty(min(_UPCAST_IDS, weight.shape[0]), weight.shape[1], dtype=dtype, device=weight.device)
+    for ids in chunks(weight.shape[0], _UPCAST_IDS):
+        yield ids, buffer[: ids.stop - ids.start].copy_(weight[ids])
+
+
+@contextmanager
+def products_in_bfloat16(left: Tensor, right: Tensor) -> Generator[None]:
+    """Let a CPU with bfloat16 instructions multiply in bfloat16 and add in float32, where both sides are bfloat16.
+
+    The products of the logits stay exact, since their factors are bfloat16 numbers; the gradient with respect to the
+    logits is rounded as it is on a GPU. The setting is oneDNN's for the whole process, so it is restored at once.
+    """
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    exact = left.dtype == right.dtype == torch.bfloat16 and left.device.type == "cpu"
+    if matmul is None or not exact:
+        yield
+        return
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before

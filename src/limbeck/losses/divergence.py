@@ -156,18 +156,18 @@ def compare_(
     """
     infinite = _mask_(lq, lp, measure.beta) if masked else None
     work = work or (torch.empty_like(lq), torch.empty_like(lq), torch.empty_like(lq))
-    kernel = {0.0: _forward_kl_, 1.0: _reverse_kl_}.get(measure.beta)
-    if kernel is None:
-        value = _jsd_(lq, lp, measure.beta, work, grad=coef is not None)
+    beta, grad = measure.beta, coef is not None
+    if beta == 0.0:
+        value, factor = _forward_kl_(lq, lp, work, grad=grad), 1.0
+    elif beta == 1.0:
+        value, factor = _reverse_kl_(lq, lp, work, grad=grad), -1.0
     else:
-        value = kernel(lq, lp, work, grad=coef is not None)
-    factor = 1.0 if kernel else 1 - measure.beta
-    if measure.normalize and kernel is None:
-        value = value / (measure.beta * (1 - measure.beta))
-        factor = 1 / measure.beta
+        value, factor = _jsd_(lq, lp, beta, work, grad=grad), beta - 1
+        if measure.normalize:
+            value, factor = value / (beta * (1 - beta)), -1 / beta
     if infinite is not None:
         value = value.masked_fill(infinite, torch.inf)
-        if coef is not None and measure.beta == 1.0:
+        if coef is not None and beta == 1.0:
             coef = coef.masked_fill(infinite, 0)
     if measure.clip is not None:
         if coef is not None:
@@ -204,7 +204,7 @@ def _forward_kl_(lq: Tensor, lp: Tensor, work: tuple[Tensor, ...], *, grad: bool
 
 
 def _reverse_kl_(lq: Tensor, lp: Tensor, work: tuple[Tensor, ...], *, grad: bool) -> Tensor:
-    """KL(Q || P) = sum q (-d + expm1(d)); lq becomes q (-d - KL)."""
+    """KL(Q || P) = sum q (-d + expm1(d)); lq becomes q (d + KL), minus the gradient."""
     x, f, _ = work
     torch.maximum(lq, torch.clamp(lp, max=_FLOOR, out=x), out=lq)
     torch.sub(lp, lq, out=x)
@@ -212,12 +212,12 @@ def _reverse_kl_(lq: Tensor, lp: Tensor, work: tuple[Tensor, ...], *, grad: bool
     q = lq.exp_()
     value = f.mul_(q).sum(-1)
     if grad:
-        q.mul_(x.add_(value.unsqueeze(-1)).neg_())
+        q.mul_(x.add_(value.unsqueeze(-1)))
     return value
 
 
 def _jsd_(lq: Tensor, lp: Tensor, beta: float, work: tuple[Tensor, ...], *, grad: bool) -> Tensor:
-    """beta KL(P || M) + (1 - beta) KL(Q || M); lq becomes q (log q - log m - KL(Q || M)).
+    """beta KL(P || M) + (1 - beta) KL(Q || M); lq becomes -q (log q - log m - KL(Q || M)).
 
     With t = -log1p(c expm1(-|d|)), c = 1 - beta where d > 0 and beta elsewhere, log p - log m = t + min(d, 0) and
     log q - log m = t - max(d, 0): nothing overflows however far the two sides are apart.
@@ -238,7 +238,7 @@ def _jsd_(lq: Tensor, lp: Tensor, beta: float, work: tuple[Tensor, ...], *, grad
     minus_qr = minus_r.mul_(q)
     kl_q = -minus_qr.sum(-1)
     if grad:
-        q.mul_(kl_q.unsqueeze(-1)).add_(minus_qr).neg_()
+        q.mul_(kl_q.unsqueeze(-1)).add_(minus_qr)
     return beta * kl_p + (1 - beta) * kl_q
 
 
@@ -250,7 +250,6 @@ def pair_stats(lq: Tensor, lp: Tensor, *, masked: bool, work: tuple[Tensor, Tens
     torch.exp(lp, out=p)
     torch.exp(lq, out=q)
     excess = p.sum(-1) - q.sum(-1)
-    top = (lq.amax(-1, keepdim=True), lp.amax(-1, keepdim=True))
     stats = {
         "student_entropy": -torch.mul(q, lq, out=x).sum(-1),
         "teacher_entropy": -torch.mul(p, lp, out=x).sum(-1),
@@ -258,7 +257,7 @@ def pair_stats(lq: Tensor, lp: Tensor, *, masked: bool, work: tuple[Tensor, Tens
     d = torch.sub(lp, lq, out=x)
     stats["forward_kl"] = (p.mul_(d).sum(-1) - excess).clamp_(min=0)
     stats["reverse_kl"] = (excess - q.mul_(d).sum(-1)).clamp_(min=0)
-    # The two share a likeliest id where the sum of both distances from the maximum is zero somewhere.
-    gap = torch.sub(lq, top[0], out=p).add_(torch.sub(lp, top[1], out=q))
-    stats["top1_agreement"] = (gap.amax(-1) == 0).to(lq.dtype)
+    # The two share a likeliest id where the largest sum is the sum of the largest (to rounding; argmax is slow).
+    best = torch.add(lq, lp, out=p).amax(-1)
+    stats["top1_agreement"] = (best == lq.amax(-1) + lp.amax(-1)).to(lq.dtype)
     return stats

@@ -108,8 +108,8 @@ def _masses(
         for at in chunks(count, walk.size):
             index = at if rows is None else rows[at]
             part = support.rows(index)
-            hidden = walk.hidden[index].to(walk.dtype)
-            logits = hidden.new_empty(hidden.shape[0], walk.vocab)
+            hidden = walk.hidden[index]
+            logits = hidden.new_empty(hidden.shape[0], walk.vocab, dtype=walk.dtype)
             head_logits(hidden, walk.head, out=logits)
             top = part.ids.gather(-1, part.logprobs.argmax(-1, keepdim=True))
             agree = logits.gather(-1, top).squeeze(-1) == logits.amax(-1)

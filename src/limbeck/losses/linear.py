@@ -105,7 +105,7 @@ def linear_divergence(  # noqa: PLR0913 - the public signature
             teacher_logits = torch.empty(walk.size, vocab, dtype=dtype, device=student_hidden.device)
         source = index if teacher_index is None else teacher_index[index]
         logits = teacher_logits[:chunk]
-        head_logits(teacher_hidden[source].to(dtype), teacher, out=logits)
+        head_logits(teacher_hidden[source], teacher, out=logits)
         return logits
 
     def compare(
@@ -207,9 +207,11 @@ def _walk(
             z = logits[block]
             lq, *scratch = [w[: z.shape[0]] for w in work]
             ce_grad = None
-            if ce is not None:
-                ce_grad = _cross_entropy(z, ce, index, tally, scratch.pop(), walk.grads)
             log_softmax(z, measure.temperature, work=scratch[0], out=lq)
+            if ce is not None:
+                room = scratch.pop()
+                plain = lq if measure.temperature == 1.0 else log_softmax(z, 1.0, out=room)
+                ce_grad = _cross_entropy(plain, ce, index, tally, room, walk.grads)
             value, stats = compare(lq, theirs, block, coefs[index] if walk.grads else None, z, scratch)
             tally.put("divergence", index, value)
             for name, values in stats.items():
@@ -232,23 +234,21 @@ def _ce_pass(walk: HeadPass, ce: CrossEntropy, rows: Tensor, tally: Tally) -> No
         for start in range(0, logits.shape[0], step):
             z = logits[start : start + step]
             index = rows[at.start + start : at.start + start + z.shape[0]]
-            grad = _cross_entropy(z, ce, index, tally, torch.empty_like(z), walk.grads)
-            if grad is not None:
-                z.copy_(grad)
+            lq = log_softmax(z, 1.0)
+            _cross_entropy(lq, ce, index, tally, z, walk.grads)
 
     walk.run(rows, rule)
 
 
 def _cross_entropy(
-    z: Tensor, ce: CrossEntropy, index: slice | Tensor, tally: Tally, out: Tensor, grads: bool
+    lq: Tensor, ce: CrossEntropy, index: slice | Tensor, tally: Tally, out: Tensor, grads: bool
 ) -> Tensor | None:
-    """Cross-entropy of a block at temperature 1; its weighted gradient in `out`, q - onehot."""
+    """Cross-entropy of a block of log-probabilities at temperature 1; its weighted gradient, q - onehot, in `out`."""
     weights, ids = ce.weights[index], ce.ids[index].unsqueeze(-1)
-    log_softmax(z, 1.0, out=out)
-    tally.put("ce", index, -out.gather(-1, ids).squeeze(-1).masked_fill(weights == 0, 0))
+    tally.put("ce", index, -lq.gather(-1, ids).squeeze(-1).masked_fill(weights == 0, 0))
     if not grads:
         return None
-    out.exp_().mul_(weights.unsqueeze(-1))
+    torch.exp(lq, out=out).mul_(weights.unsqueeze(-1))
     return out.scatter_add_(-1, ids, -weights.unsqueeze(-1))
 
 

@@ -96,6 +96,8 @@ def check_head(model: nn.Module) -> None:
         if hidden.shape[-1] != head.weight.shape[1]:
             raise _not_understood(name, f"hidden size {hidden.shape[-1]}, head of {tuple(head.weight.shape)}")
         got = head.logits(hidden)
+    if not expected.isfinite().all():
+        raise ModelError(f"the weights of this {name} give logits that are not finite", fix="load another copy of it")
     if got.shape != expected.shape:
         raise _not_understood(name, f"logits of shape {tuple(expected.shape)}, not {tuple(got.shape)}")
     difference = (got - expected.to(got.dtype)).abs().max().item()

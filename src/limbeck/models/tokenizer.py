@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
 from limbeck.models.gguf import gguf_file, load_gguf_tokenizer
-from limbeck.models.source import refusals
+from limbeck.models.source import check_folder, refusals
 
 Tokenizer = Any  # a PreTrainedTokenizerBase, whose annotations are too wide to be of use
 
@@ -36,6 +37,8 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
     Raises ModelError where there is none, or where a GGUF file's tokenizer fails its check.
     """
     path = gguf_file(name)
+    if not Path(name).expanduser().exists():
+        check_folder(name)
     with refusals(name, "tokenizer"):
         tokenizer = (
             load_gguf_tokenizer(path)

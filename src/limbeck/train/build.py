@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, get_scheduler
@@ -34,6 +35,7 @@ def make_accelerator(config: Config) -> tuple[Accelerator, list[Choice]]:
         precision = "bf16" if bf16 else "no"
         reason = "the GPU multiplies in bfloat16, weights stay float32" if bf16 else "there is no GPU with bfloat16"
         choices.append(Choice("mixed_precision", precision, reason))
+    AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
     return Accelerator(mixed_precision=precision, cpu=config.run.use_cpu), choices
 
 

@@ -62,6 +62,13 @@ def prepare(config: Config, *, world_size: int = 1, answered_only: bool = False)
         rows_without_response=prompt_only,
     )
     tokenizer = load_tokenizer(model.model, revision=model.model_revision, trust_remote_code=model.trust_remote_code)
+    valid, topk = valid_ids(tokenizer), config.method.gkd_logits_topk
+    if topk is not None and topk > valid:
+        raise ConfigError(
+            f"the tokenizer has {valid} ids, and {topk} of them cannot be taken",
+            where=f"--gkd_logits_topk {topk}",
+            fix="leave it out for the full vocabulary",
+        )
     end_ids = end_token_ids(tokenizer, load_generation_config(model.model, revision=model.model_revision))
     if method.source == "model":
         end_ids |= _teacher_end_ids(config, tokenizer, end_ids, notes)
@@ -88,7 +95,7 @@ def prepare(config: Config, *, world_size: int = 1, answered_only: bool = False)
         method=method,
         choices=choices,
         tokenizer=tokenizer,
-        valid=valid_ids(tokenizer),
+        valid=valid,
         end_ids=end_ids,
         rows=rows,
         held_out=held_rows,
