@@ -162,9 +162,9 @@ def compare_(
     elif beta == 1.0:
         value, factor = _reverse_kl_(lq, lp, work, grad=grad), -1.0
     else:
-        value, factor = _jsd_(lq, lp, beta, work, grad=grad), 1 - beta
+        value, factor = _jsd_(lq, lp, beta, work, grad=grad), beta - 1
         if measure.normalize:
-            value, factor = value / (beta * (1 - beta)), 1 / beta
+            value, factor = value / (beta * (1 - beta)), -1 / beta
     if infinite is not None:
         value = value.masked_fill(infinite, torch.inf)
         if coef is not None and beta == 1.0:
@@ -217,24 +217,28 @@ def _reverse_kl_(lq: Tensor, lp: Tensor, work: tuple[Tensor, ...], *, grad: bool
 
 
 def _jsd_(lq: Tensor, lp: Tensor, beta: float, work: tuple[Tensor, ...], *, grad: bool) -> Tensor:
-    """beta KL(P || M) + (1 - beta) KL(Q || M); lq becomes q (log q - log m - KL(Q || M)).
+    """beta KL(P || M) + (1 - beta) KL(Q || M); lq becomes -q (log q - log m - KL(Q || M)).
 
-    With e the log-ratio of the lighter component (P for beta <= 1/2) to the heavier and b the lighter's weight,
-    L = log1p(b expm1(e)) is log m over the heavier and e - L the lighter over m. b e <= L <= e where e > 0 and |L| <=
-    b |e| elsewhere, so that neither is a difference of large numbers for a small b. Past e = 80, e - L is -log b.
+    With t = -log1p(c expm1(-|d|)), c = 1 - beta where d > 0 and beta elsewhere, log p - log m = t + min(d, 0) and
+    log q - log m = t - max(d, 0): nothing overflows however far the two sides are apart.
     """
-    e, minus_l, _ = work
-    light, heavy = (lp, lq) if beta <= 0.5 else (lq, lp)
-    torch.sub(light, heavy, out=e).clamp_(max=-_FLOOR)
-    torch.expm1(e, out=minus_l).mul_(min(beta, 1 - beta)).log1p_().neg_()
-    e.add_(minus_l)
-    p_over_m, q_over_m = (e, minus_l) if beta <= 0.5 else (minus_l, e)
+    d, minus_t, s = work
+    torch.sub(lp, lq, out=d)
+    torch.abs(d, out=minus_t).neg_().expm1_()
+    if beta == 0.5:
+        minus_t.mul_(0.5)
+    else:
+        side = torch.gt(d, 0, out=s).mul_(1 - 2 * beta).add_(beta)
+        minus_t.mul_(side)
+    minus_t.log1p_()
+    torch.clamp(d, max=0, out=s).sub_(minus_t)
     p, q = lp.exp_(), lq.exp_()
-    kl_p = p_over_m.mul_(p).sum(-1)
-    weighted = q_over_m.mul_(q)
-    kl_q = weighted.sum(-1)
+    kl_p = s.mul_(p).sum(-1)
+    minus_r = d.clamp_(min=0).add_(minus_t)
+    minus_qr = minus_r.mul_(q)
+    kl_q = -minus_qr.sum(-1)
     if grad:
-        q.mul_(-kl_q.unsqueeze(-1)).add_(weighted)
+        q.mul_(kl_q.unsqueeze(-1)).add_(minus_qr)
     return beta * kl_p + (1 - beta) * kl_q
 
 
