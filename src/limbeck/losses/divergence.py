@@ -91,7 +91,7 @@ def per_token(student_logits: Tensor, vocab: int, dtype: torch.dtype, block: Any
     grad = student_logits.new_zeros(full_shape) if wanted else None
     with torch.no_grad(), torch.autocast(flat.device.type, enabled=False):
         for at in blocks(rows, vocab, flat.device):
-            logits = flat[at].to(dtype)
+            logits = flat[at].to(dtype).contiguous()
             coef = torch.full_like(logits[:, 0], 1 / temperature) if wanted else None
             value[at], du = block(logits, at, coef)
             if grad is not None:
@@ -162,9 +162,9 @@ def compare_(
     elif beta == 1.0:
         value, factor = _reverse_kl_(lq, lp, work, grad=grad), -1.0
     else:
-        value, factor = _jsd_(lq, lp, beta, work, grad=grad), beta - 1
+        value, factor = _jsd_(lq, lp, beta, work, grad=grad), 1 - beta
         if measure.normalize:
-            value, factor = value / (beta * (1 - beta)), -1 / beta
+            value, factor = value / (beta * (1 - beta)), 1 / beta
     if infinite is not None:
         value = value.masked_fill(infinite, torch.inf)
         if coef is not None and beta == 1.0:
@@ -182,12 +182,17 @@ def _mask_(lq: Tensor, lp: Tensor, beta: float) -> Tensor | None:
     """Make every entry finite; return the rows whose divergence is infinite, [b] bool."""
     infinite = None
     if beta == 0.0:
-        infinite = (torch.isneginf(lq) & (lp.exp() > 0)).any(-1)
+        infinite = _off(lp, lq)
     elif beta == 1.0:
-        infinite = (torch.isneginf(lp) & (lq.exp() > 0)).any(-1)
+        infinite = _off(lq, lp)
     lq.clamp_(min=_LOG_ZERO)
     lp.clamp_(min=_LOG_ZERO)
     return infinite
+
+
+def _off(of: Tensor, to: Tensor) -> Tensor:
+    """Rows where KL(of || to) is infinite: mass of the one on an id that the other has not, [b] bool."""
+    return (torch.isneginf(to) & (of.exp() > 0)).any(-1)
 
 
 def _forward_kl_(lq: Tensor, lp: Tensor, work: tuple[Tensor, ...], *, grad: bool) -> Tensor:
@@ -217,35 +222,33 @@ def _reverse_kl_(lq: Tensor, lp: Tensor, work: tuple[Tensor, ...], *, grad: bool
 
 
 def _jsd_(lq: Tensor, lp: Tensor, beta: float, work: tuple[Tensor, ...], *, grad: bool) -> Tensor:
-    """beta KL(P || M) + (1 - beta) KL(Q || M); lq becomes -q (log q - log m - KL(Q || M)).
+    """beta KL(P || M) + (1 - beta) KL(Q || M); lq becomes q (log q - log m - KL(Q || M)).
 
-    With t = -log1p(c expm1(-|d|)), c = 1 - beta where d > 0 and beta elsewhere, log p - log m = t + min(d, 0) and
-    log q - log m = t - max(d, 0): nothing overflows however far the two sides are apart.
+    With e the log-ratio of the lighter component (P for beta <= 1/2) to the heavier and b the lighter's weight,
+    L = log1p(b expm1(e)) is log m over the heavier and e - L the lighter over m. b e <= L <= e where e > 0 and |L| <=
+    b |e| elsewhere, so that neither is a difference of large numbers for a small b. Past e = 80, e - L is -log b.
     """
-    d, minus_t, s = work
-    torch.sub(lp, lq, out=d)
-    torch.abs(d, out=minus_t).neg_().expm1_()
-    if beta == 0.5:
-        minus_t.mul_(0.5)
-    else:
-        side = torch.gt(d, 0, out=s).mul_(1 - 2 * beta).add_(beta)
-        minus_t.mul_(side)
-    minus_t.log1p_()
-    torch.clamp(d, max=0, out=s).sub_(minus_t)
+    e, minus_l, _ = work
+    light, heavy = (lp, lq) if beta <= 0.5 else (lq, lp)
+    torch.sub(light, heavy, out=e).clamp_(max=-_FLOOR)
+    torch.expm1(e, out=minus_l).mul_(min(beta, 1 - beta)).log1p_().neg_()
+    e.add_(minus_l)
+    p_over_m, q_over_m = (e, minus_l) if beta <= 0.5 else (minus_l, e)
     p, q = lp.exp_(), lq.exp_()
-    kl_p = s.mul_(p).sum(-1)
-    minus_r = d.clamp_(min=0).add_(minus_t)
-    minus_qr = minus_r.mul_(q)
-    kl_q = -minus_qr.sum(-1)
+    kl_p = p_over_m.mul_(p).sum(-1)
+    weighted = q_over_m.mul_(q)
+    kl_q = weighted.sum(-1)
     if grad:
-        q.mul_(kl_q.unsqueeze(-1)).add_(minus_qr)
+        q.mul_(-kl_q.unsqueeze(-1)).add_(weighted)
     return beta * kl_p + (1 - beta) * kl_q
 
 
 def pair_stats(lq: Tensor, lp: Tensor, *, masked: bool, work: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
     """Per-row statistics of two distributions, [b, V] -> [b] each; the inputs are left as they are."""
     x, p, q = work
+    infinite: dict[str, Tensor] = {}
     if masked:
+        infinite = {"forward_kl": _off(lp, lq), "reverse_kl": _off(lq, lp)}
         lq, lp = lq.clamp(min=_LOG_ZERO), lp.clamp(min=_LOG_ZERO)
     torch.exp(lp, out=p)
     torch.exp(lq, out=q)
@@ -257,6 +260,8 @@ def pair_stats(lq: Tensor, lp: Tensor, *, masked: bool, work: tuple[Tensor, Tens
     d = torch.sub(lp, lq, out=x)
     stats["forward_kl"] = (p.mul_(d).sum(-1) - excess).clamp_(min=0)
     stats["reverse_kl"] = (excess - q.mul_(d).sum(-1)).clamp_(min=0)
+    for name, rows in infinite.items():
+        stats[name].masked_fill_(rows, torch.inf)
     # The two share a likeliest id where the largest sum is the sum of the largest (to rounding; argmax is slow).
     best = torch.add(lq, lp, out=p).amax(-1)
     stats["top1_agreement"] = (best == lq.amax(-1) + lp.amax(-1)).to(lq.dtype)

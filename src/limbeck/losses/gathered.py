@@ -80,7 +80,7 @@ def settle_(lq: Tensor, lp: Tensor, bound: Tensor) -> None:
     The teacher's log-probabilities came from another matmul than the gathered logits, so that equal models differ here
     in the last bits, which everywhere else are equal too.
     """
-    apart = (lq - lp).nan_to_num_(nan=0.0).abs().amax(-1, keepdim=True)
+    apart = (lq - lp).masked_fill_(lq == lp, 0).abs_().amax(-1, keepdim=True)  # -inf on both sides is no difference
     lq.copy_(torch.where(apart <= bound, lp, lq))
 
 

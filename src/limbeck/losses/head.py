@@ -13,7 +13,7 @@ class Head:
     """logits = softcap * tanh(scale * (h W^T + b) / softcap), or scale * (h W^T + b) without a soft-cap.
 
     weight:  [V, H]; may be a leaf, a tied embedding, or the effective weight of an adapter (gradients flow through it).
-    bias:    [V] or None; an entry of -inf takes its id out of the distribution.
+    bias:    [V] or None; without a soft-cap an entry of -inf takes its id out of the distribution.
     softcap: positive, or None (Gemma 2: arXiv 2408.00118, section 2).
     scale:   multiplies the raw logits (Cohere's logit_scale, one over Granite's logits_scaling).
     valid:   number of valid ids, a prefix of the rows; the surplus (padded embeddings) is cut before any softmax.
@@ -50,7 +50,8 @@ class Head:
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., H] -> [..., valid], plain and differentiable, in float32 (float64 where an input is): the reference."""
         dtype = compute_dtype(hidden, self.weight)
-        raw = hidden.to(dtype) @ self.weight[: self.vocab].to(dtype).t()
+        with torch.autocast(hidden.device.type, enabled=False):
+            raw = hidden.to(dtype) @ self.weight[: self.vocab].to(dtype).t()
         if self.bias is not None:
             raw = raw + self.bias[: self.vocab].to(dtype)
         raw = raw * self.scale

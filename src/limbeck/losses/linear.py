@@ -21,6 +21,9 @@ from .support import Support, support_block_
 
 Stats = dict[str, Tensor]
 
+_STATS = ("divergence", "forward_kl", "reverse_kl", "student_entropy", "teacher_entropy", "top1_agreement")
+_SUPPORT_STATS = (*_STATS, "student_mass", "teacher_mass")
+
 
 @dataclass
 class Tally:
@@ -94,6 +97,8 @@ def linear_divergence(  # noqa: PLR0913 - the public signature
     count = student_hidden.shape[0]
     if teacher_index is None and teacher_hidden.shape[0] != count:
         raise ValueError(f"{count} student rows but {teacher_hidden.shape[0]} teacher rows, and no teacher_index")
+    if teacher_index is not None and teacher_index.shape != (count,):
+        raise ValueError(f"teacher_index must be [{count}], got shape {tuple(teacher_index.shape)}")
     dtype = compute_dtype(student_hidden, student.weight, teacher_hidden, teacher.weight)
     walk = HeadPass(student_hidden, student, vocab, dtype=dtype, chunk_rows=chunk_rows)
     masked = student.masks(vocab) or teacher.masks(vocab)
@@ -118,7 +123,7 @@ def linear_divergence(  # noqa: PLR0913 - the public signature
 
     ce = CrossEntropy.make(ce_ids, ce_weights, rows=count, vocab=vocab, dtype=dtype)
     tally = _walk(walk, measure, weights, ce, prepare, compare)
-    return _finish(walk, tally, weights, ce, return_stats)
+    return _finish(walk, tally, weights, ce, _STATS if return_stats else ())
 
 
 def linear_topk_divergence(  # noqa: PLR0913 - the public signature
@@ -160,7 +165,7 @@ def linear_topk_divergence(  # noqa: PLR0913 - the public signature
     if mode == "renorm" and ce is None and not student.masks(vocab):
         tally = Tally(count, dtype, student_hidden.device)
         gathered_renorm(walk, support, measure, weights, active_rows(weights), tally.put, return_stats)
-        return _finish(walk, tally, weights, None, return_stats)
+        return _finish(walk, tally, weights, None, _SUPPORT_STATS if return_stats else ())
 
     def prepare(index: Tensor | slice, chunk: int) -> Support:
         return support.rows(index)
@@ -171,7 +176,7 @@ def linear_topk_divergence(  # noqa: PLR0913 - the public signature
         return support_block_(lq, theirs.rows(at), measure, coef, out=out, stats=return_stats)
 
     tally = _walk(walk, measure, weights, ce, prepare, compare)
-    return _finish(walk, tally, weights, ce, return_stats)
+    return _finish(walk, tally, weights, ce, _SUPPORT_STATS if return_stats else ())
 
 
 def _walk(
@@ -253,13 +258,16 @@ def _cross_entropy(
 
 
 def _finish(
-    walk: HeadPass, tally: Tally, weights: Tensor | None, ce: CrossEntropy | None, return_stats: bool
+    walk: HeadPass, tally: Tally, weights: Tensor | None, ce: CrossEntropy | None, names: tuple[str, ...]
 ) -> Tensor | tuple[Tensor, Stats]:
+    """The loss, and the statistics of these names where any is given; all of them, with no active row too."""
     value = _weighted(tally.get("divergence"), weights)
     if ce is not None:
         value = value + _weighted(tally.get("ce"), ce.weights)
     loss = walk.attach(value)
-    return (loss, tally.found) if return_stats else loss
+    if not names:
+        return loss
+    return loss, {name: tally.get(name) for name in (*names, *(("ce",) if ce is not None else ()))}
 
 
 def _weighted(values: Tensor, weights: Tensor | None) -> Tensor:

@@ -94,7 +94,7 @@ def test_peaked_distributions_in_float32(beta, gap):
     wide = student.detach().double().requires_grad_()
     wanted = ref.dense(wide, teacher, beta)
     assert value.isfinite().all()
-    torch.testing.assert_close(value.double(), wanted, rtol=2e-6, atol=1e-12)
+    torch.testing.assert_close(value.double(), wanted, rtol=5e-6, atol=1e-12)
     (ours,), (theirs,) = ref.grads(value.sum(), student), ref.grads(wanted.sum(), wide)
     torch.testing.assert_close(ours.double(), theirs.nan_to_num(0.0), rtol=1e-5, atol=1e-9)
 
