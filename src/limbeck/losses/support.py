@@ -7,7 +7,7 @@ the support in proportion to its share of the student's tail mass: du_v = g q_v 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -28,12 +28,14 @@ class Support:
     ids:      [n, K] int64, distinct among the present entries of a row.
     log_tail: [n] log of the mass outside the support, or None where the teacher did not send it.
     mode:     "tail" or "renorm".
+    slack:    rounding bound of the sum of the probabilities as they were sent.
     """
 
     logprobs: Tensor
     ids: Tensor
     log_tail: Tensor | None
     mode: Mode
+    slack: float
 
     @staticmethod
     def make(
@@ -52,12 +54,13 @@ class Support:
         ids = ids.reshape(-1, width).masked_fill(absent, 0)
         if outside(ids, vocab):
             raise ValueError(f"teacher ids must lie below {vocab}, the number of ids of the student's head")
-        if mode == "tail":
-            log_tail = None if log_tail is None else log_tail.detach().reshape(-1).to(dtype)
-        return Support(logprobs.to(dtype), ids, log_tail, mode)
+        log_tail = None if log_tail is None else log_tail.detach().reshape(-1).to(dtype)
+        slack = (width + 16) * torch.finfo(compute_dtype(logprobs)).eps
+        return Support(logprobs.to(dtype), ids, log_tail, mode, slack)
 
     def rows(self, at: slice | Tensor) -> Support:
-        return Support(self.logprobs[at], self.ids[at], None if self.log_tail is None else self.log_tail[at], self.mode)
+        log_tail = None if self.log_tail is None else self.log_tail[at]
+        return replace(self, logprobs=self.logprobs[at], ids=self.ids[at], log_tail=log_tail)
 
     def cells(self, vocab: int) -> Tensor:
         """Positions of the present entries in a flattened [n, vocab] tensor."""
@@ -155,7 +158,7 @@ def buckets(
     else:
         teacher_tail = support.log_tail
         if teacher_tail is None:
-            teacher_tail = estimate_tail(lp, student_tail)
+            teacher_tail = estimate_tail(lp, student_tail, support.slack)
         lq = torch.cat([student, student_tail.unsqueeze(-1)], -1)
         lp = torch.cat([lp, teacher_tail.unsqueeze(-1)], -1)
     if stats:
@@ -171,17 +174,15 @@ def normalise(lp: Tensor) -> Tensor:
     return torch.log_softmax(lp.masked_fill(empty, 0), -1).masked_fill(empty, -torch.inf)
 
 
-def estimate_tail(lp: Tensor, student_tail: Tensor) -> Tensor:
+def estimate_tail(lp: Tensor, student_tail: Tensor, slack: float) -> Tensor:
     """Log of the teacher's mass outside the support where it was not sent, [b, K], [b] -> [b].
 
-    One minus the sum, never below the rounding bound of that sum. Where the student's tail lies within the bound of it,
-    the two cannot be told apart and count as equal (equal inputs: exactly zero); where the student has no id left
-    outside the support, the teacher has none either.
+    One minus the sum, never below the rounding bound `slack` of that sum. Where the student's tail lies within the
+    bound of it, the two cannot be told apart and count as equal (equal inputs: exactly zero); where the student has no
+    id left outside the support, the bucket is dropped.
     """
-    mass = lp.exp().sum(-1)
-    bound = (lp.shape[-1] + 16) * torch.finfo(lp.dtype).eps
-    tail = (1 - mass).clamp(min=bound)
-    alike = (tail - student_tail.exp()).abs() <= bound
+    tail = (1 - lp.exp().sum(-1)).clamp(min=slack)
+    alike = (tail - student_tail.exp()).abs() <= slack
     return torch.where(alike | torch.isneginf(student_tail), student_tail, tail.log())
 
 

@@ -136,6 +136,19 @@ def test_normalised_jsd_is_continuous_with_the_kls():
         )
 
 
+@pytest.mark.parametrize("beta", (1e-6, 1e-4, 1e-2, 0.99, 1 - 1e-4))
+def test_a_beta_near_its_ends_is_accurate_in_float32(beta):
+    """The log-ratio of the heavier side to the mixture is of the order of the lighter's weight: relative accuracy."""
+    student, teacher = pair(20, 200, spread=4.0, dtype=torch.float32)
+    student.requires_grad_()
+    value = divergence(student, teacher, beta=beta, normalize=True)
+    wide = student.detach().double().requires_grad_()
+    wanted = ref.dense(wide, teacher, beta, normalize=True)
+    torch.testing.assert_close(value.double(), wanted, rtol=1e-5, atol=1e-7)
+    (ours,), (theirs,) = ref.grads(value.sum(), student), ref.grads(wanted.sum(), wide)
+    assert (ours.double() - theirs).norm() <= 1e-5 * theirs.norm()
+
+
 def test_half_precision_inputs_are_computed_in_float32():
     student, teacher = pair(6, 33, dtype=torch.float32)
     student, teacher = student.bfloat16().requires_grad_(), teacher.bfloat16()

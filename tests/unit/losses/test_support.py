@@ -147,15 +147,24 @@ def test_a_peaked_teacher_in_float32_with_its_tail(beta):
     torch.testing.assert_close(value.double(), wanted, rtol=1e-3, atol=1e-12)
 
 
-def test_an_unknown_tail_is_floored_at_the_rounding_of_the_sum():
-    """The teacher's sum rounds to 1 or above: its tail is the bound, (k + 16) eps, and the value stays finite."""
-    student = torch.zeros(1, 50)
-    top = torch.tensor([[3e-8, -20.0]])
-    value = topk_divergence(student, top, torch.tensor([[0, 1]]), beta=0.0).double()
-    tail = torch.tensor([[18 * torch.finfo(torch.float32).eps]]).double()
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_an_unknown_tail_is_floored_at_the_rounding_of_the_sum(dtype):
+    """The teacher's sum rounds to 1 or above: its tail is the bound of the dtype that was sent, (k + 16) eps."""
+    student = torch.zeros(1, 50, dtype=torch.float64)
+    top = torch.tensor([[3e-8, -20.0]], dtype=dtype)
+    value = topk_divergence(student, top, torch.tensor([[0, 1]]), beta=1.0)
+    tail = torch.tensor([[18 * torch.finfo(dtype).eps]]).double()
     lq = torch.log(torch.tensor([[1, 1, 48.0]]).double() / 50)
-    wanted = ref.of_logprobs(lq, torch.cat([top.double(), tail.log()], -1), 0.0)
-    torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-6)
+    wanted = ref.of_logprobs(lq, torch.cat([top.double(), tail.log()], -1), 1.0)
+    torch.testing.assert_close(value, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_all_ids_with_coarse_logprobs_have_no_tail():
+    """Log-probabilities of all ids in bfloat16 sum to something else than 1: still there is nothing outside."""
+    student, teacher = logits(dtype=torch.float32)
+    top, ids, _ = signal(teacher, 23)
+    value = topk_divergence(student, top.bfloat16(), ids, beta=0.0)
+    torch.testing.assert_close(value, divergence(student, teacher, beta=0.0), rtol=0.05, atol=0.02)
 
 
 def test_a_student_masked_outside_the_support():
