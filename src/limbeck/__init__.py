@@ -9,6 +9,7 @@ Importing this package imports no torch: the command line answers at once.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,4 +24,6 @@ def __getattr__(name: str) -> Any:
         from limbeck import api
 
         return getattr(api, name)
+    if name == "losses":
+        return import_module("limbeck.losses")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

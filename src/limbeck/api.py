@@ -68,11 +68,11 @@ class Trainer:
         accelerator.wait_for_everyone()
         set_seed(config.run.seed)
         with Console(enabled=main) as console:
-            if main:
+            parts, chosen = build(prepared, accelerator, checkpoint=resumed_from)
+            if main:  # not before: a run that cannot be built must not use up its folder
                 self.folder.mkdir(parents=True, exist_ok=True)
                 (self.folder / "config.yaml").write_text(to_yaml(config))
                 (self.folder / "env.json").write_text(json.dumps(environment(accelerator), indent=1))
-            parts, chosen = build(prepared, accelerator, checkpoint=resumed_from)
             self.choices += chosen
             announce(console, prepared, self.choices, parts)
             progress, hooks, book = self._open(parts, console)
@@ -165,9 +165,10 @@ class Trainer:
 
     def _summarise(self, summary: dict, console: Console, parts: Parts, began: float, cpu_began: float) -> None:
         """What the report and the card need beside the other files; written at the start, and however the run ends."""
+        cells = self.prepared.method.cells()
         prepared, earlier = self.prepared, summary["earlier"]
         summary |= {
-            "method": prepared.method.cells(),
+            "method": {"name": cells.pop("method"), **cells},
             "model": prepared.config.model.model,
             "teacher": parts.teacher.name if parts.teacher else None,
             "student": str(describe(self.accelerator.unwrap_model(parts.student).model)),
@@ -196,7 +197,10 @@ class Trainer:
 
 def claim_folder(folder: Path, resume: str | None) -> Path | None:
     """The checkpoint to go on from, or None for a fresh run. Raises ConfigError where a folder would be overwritten."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file", where=f"--output_dir {folder}", fix="name another --output_dir")
     found = checkpoint.list_checkpoints(folder) if folder.exists() else []
+    occupied = folder.exists() and any(folder.iterdir())
     if resume not in (None, "none", "auto"):
         chosen = Path(resume)
         if not (chosen / "trainer_state.json").exists():
@@ -206,15 +210,23 @@ def claim_folder(folder: Path, resume: str | None) -> Path | None:
                 fix="name a checkpoint-N folder, or auto for the run folder's last one"
                 + (f" (there is {found[-1]})" if found else ""),
             )
+        if occupied and chosen.resolve().parent != folder.resolve():
+            raise ConfigError(
+                f"{chosen} is of another run, and {folder} is not empty",
+                where=f"--output_dir {folder}",
+                fix=f"go on in its own folder, --output_dir {chosen.parent}, or in a new one",
+            )
         return chosen
-    if resume == "auto":
+    if resume == "auto" and (found or not occupied or (folder / "env.json").exists()):
         return found[-1] if found else None
-    if folder.exists() and any(folder.iterdir()):
+    if occupied:
         last = f", its last checkpoint is {found[-1].name}" if found else ""
         raise ConfigError(
             f"the run folder {folder} exists and is not empty{last}",
             where=f"--output_dir {folder}",
-            fix="add --resume_from_checkpoint auto to go on with it, or name another --output_dir",
+            fix="name another --output_dir"
+            if resume
+            else "add --resume_from_checkpoint auto, or name another --output_dir",
         )
     return None
 

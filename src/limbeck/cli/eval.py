@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 from accelerate import Accelerator
 
 from limbeck.config.commands import EvalConfig
 from limbeck.config.schema import Config, Run
+from limbeck.errors import ModelError
 from limbeck.models import check_head
 from limbeck.report.format import number
 from limbeck.rollouts import sample_dataset
@@ -17,7 +19,10 @@ from limbeck.train.evaluate import evaluate
 from limbeck.train.prepare import prepare
 from limbeck.train.student import StudentStep
 
-SHOWN = ("forward_kl", "reverse_kl", "top1_agreement", "ce", "student_entropy", "teacher_entropy")
+SHOWN = (
+    *("forward_kl", "reverse_kl", "top1_agreement", "ce", "student_entropy", "teacher_entropy"),
+    *("topk_forward_kl", "topk_reverse_kl", "student_mass", "teacher_mass"),
+)
 
 
 def run(config: EvalConfig) -> int:
@@ -46,6 +51,10 @@ def run(config: EvalConfig) -> int:
         batch_size=config.optim.per_device_eval_batch_size or 4,
         pad_id=prepared.tokenizer.pad_token_id,
     )
+    if not math.isfinite(result["loss"]):
+        raise ModelError(
+            "the loss is not finite", where=config.model.model, fix="its weights, or the teacher's, are broken"
+        )
     if not accelerator.is_main_process:
         return 0
     for choice in choices:
@@ -60,6 +69,6 @@ def run(config: EvalConfig) -> int:
             print(f"  {name:<18}{number(result[name])}")
     if config.output.result_path is not None:
         config.output.result_path.parent.mkdir(parents=True, exist_ok=True)
-        config.output.result_path.write_text(json.dumps(result, indent=1) + "\n")
+        config.output.result_path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
         print(f"written: {config.output.result_path}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from limbeck.config.commands import GenerateConfig
 from limbeck.data import load_examples, render_all
-from limbeck.errors import DataError
+from limbeck.errors import ConfigError, DataError
 from limbeck.models import end_token_ids, load_tokenizer, valid_ids
 from limbeck.report import MetricsFile
 from limbeck.rollouts import HFSampler, Row, Sampling
@@ -20,13 +21,19 @@ from limbeck.signal import Sample
 from limbeck.train.build import load_frozen
 
 BATCH = 32  # prompts a `generate` call, where not given
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_completion_length")
+OWN = ("origin", "copy", "truncated", "asked")  # the columns that an answer gets beside those of its prompt
 WINDOW = 16  # batches sorted by length together, and so the most that a kill can lose an order of
 
 
 def run(config: GenerateConfig) -> int:
     """Writes one row of messages an answer; rows that the file holds already are not asked again."""
     m, r = config.model, config.rollout
-    assert config.output.result_path is not None
+    path = config.output.result_path
+    if path.is_dir():
+        raise ConfigError(
+            f"{path} is a folder", where=f"--result_path {path}", fix=f"name a file: {path}/answers.jsonl"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() and not config.run.use_cpu else "cpu")
     tokenizer = load_tokenizer(m.model, revision=m.model_revision, trust_remote_code=m.trust_remote_code)
     model = load_frozen(m, device)
@@ -40,7 +47,9 @@ def run(config: GenerateConfig) -> int:
         valid=valid_ids(tokenizer),
         batch_size=r.rollout_batch_size or BATCH,
     )
-    answer(rows, sampler, tokenizer, config.output.result_path, seed=config.run.seed, copies=r.num_generations or 1)
+    # what the answers depend on beside the prompt: a file of others is not gone on with
+    asked = {"model": m.model, "adapters": m.adapters, **{k: getattr(r, k) for k in SAMPLING}}
+    answer(rows, sampler, tokenizer, path, seed=config.run.seed, copies=r.num_generations or 1, asked=asked)
     return 0
 
 
@@ -66,10 +75,23 @@ def read_prompts(config: GenerateConfig, tokenizer: Any, end_ids: frozenset[int]
     return rows
 
 
-def answer(rows: list[Row], sampler: HFSampler, tokenizer: Any, path: Path, *, seed: int, copies: int) -> None:
-    """Asks `sampler` for what `path` does not hold yet, appended batch by batch: a kill loses one batch at most."""
+def answer(
+    rows: list[Row],
+    sampler: HFSampler,
+    tokenizer: Any,
+    path: Path,
+    *,
+    seed: int,
+    copies: int,
+    asked: dict[str, Any],
+) -> None:
+    """Asks `sampler` for what `path` does not hold yet, appended batch by batch: a kill loses one batch at most.
+
+    A batch's draws depend on the seed and on which answers it holds, so that no two batches draw alike, whatever a
+    later call finds done already. Raises DataError for a file that was not written with `asked`.
+    """
+    done = _done(path, asked)
     file = MetricsFile(path)
-    done = _done(path)
     todo = [(row, copy) for row in rows for copy in range(copies) if (row[0].origin, copy) not in done]
     if done:
         print(f"{path} holds {len(done)} answers; {len(todo)} are left")
@@ -78,8 +100,11 @@ def answer(rows: list[Row], sampler: HFSampler, tokenizer: Any, path: Path, *, s
         part = sorted(todo[window : window + size * WINDOW], key=lambda t: len(t[0][1].prompt_ids))
         for start in range(0, len(part), size):
             batch = part[start : start + size]
-            samples = sampler([row for row, _ in batch], seed=seed + window + start)
-            file.write_all(_line(sample, copy, tokenizer) for sample, (_, copy) in zip(samples, batch, strict=True))
+            which = json.dumps([seed, [(row[0].origin, copy) for row, copy in batch]])
+            samples = sampler([row for row, _ in batch], seed=zlib.crc32(which.encode()))
+            file.write_all(
+                _line(sample, copy, tokenizer, asked) for sample, (_, copy) in zip(samples, batch, strict=True)
+            )
             tokens += sum(len(s.tokens.response_ids) for s in samples)
             truncated += sum(s.truncated for s in samples)
     seconds = time.perf_counter() - began
@@ -89,28 +114,40 @@ def answer(rows: list[Row], sampler: HFSampler, tokenizer: Any, path: Path, *, s
     )
 
 
-def _line(sample: Sample, copy: int, tokenizer: Any) -> dict[str, Any]:
+def _line(sample: Sample, copy: int, tokenizer: Any, asked: dict[str, Any]) -> dict[str, Any]:
     ids = sample.tokens.response_ids if sample.truncated else sample.tokens.response_ids[:-1]
     text = tokenizer.decode(ids)
     example = sample.example
     answered = {"role": "assistant", "content": text}
-    columns = {k: v for k, v in example.columns.items() if k not in ("origin", "copy", "truncated")}
+    columns = {k: v for k, v in example.columns.items() if k not in OWN}
     if isinstance(example.prompt, str) and tokenizer.chat_template is None:
         row: dict[str, Any] = {"prompt": example.prompt, "completion": text}
     else:
         row = {"messages": [*example.messages, answered]}
-    return {**row, **columns, "origin": example.origin, "copy": copy, "truncated": sample.truncated}
+    own = (example.origin, copy, sample.truncated, asked)
+    return {**row, **columns, **dict(zip(OWN, own, strict=True))}
 
 
-def _done(path: Path) -> set[tuple[str, int]]:
+def _done(path: Path, asked: dict[str, Any]) -> set[tuple[str, int]]:
+    """Which answers the file holds; a last line that was torn by a kill does not count."""
     if not path.exists():
         return set()
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return {(row["origin"], row["copy"]) for row in rows}
+        # by bytes: str.splitlines would also cut at U+2028 inside an answer
+        rows = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1] if line.strip()]
+        found = {(row["origin"], row["copy"]) for row in rows}
+        others = next((row["asked"] for row in rows if row["asked"] != asked), None)
     except (ValueError, KeyError, TypeError):
         raise DataError(
             f"{path} holds rows that `limbeck generate` did not write",
             where=str(path),
             fix="name another --result_path",
         ) from None
+    if others is not None:
+        changed = ", ".join(f"{k} {others.get(k)} there, {v} here" for k, v in asked.items() if others.get(k) != v)
+        raise DataError(
+            f"{path} holds answers that were asked for otherwise",
+            where=changed,
+            fix="name another --result_path, or ask with the same flags",
+        )
+    return found

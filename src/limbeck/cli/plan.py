@@ -32,8 +32,9 @@ def run(config: PlanConfig) -> int:
     for warning in (*prepared.method.warnings, *prepared.notes):
         out.print(f"note: {warning}", markup=False)
     if config.plan.write is not None:
+        command = "rlhf" if prepared.config.method.rlhf_type else "sft"
         _write(config.plan.write, to_yaml(prepared.config))
-        out.print(f"\nwritten: {config.plan.write}   (run it: limbeck rlhf {config.plan.write})", markup=False)
+        out.print(f"\nwritten: {config.plan.write}   (run it: limbeck {command} {config.plan.write})", markup=False)
     return 0
 
 

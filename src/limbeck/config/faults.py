@@ -12,6 +12,7 @@ from limbeck.errors import ConfigError
 
 # pydantic's error type -> (what is wrong, how to mend it); {ctx} is pydantic's context.
 _SAYINGS: dict[str, tuple[str, str]] = {
+    "no_steps": ("is 0: there would be nothing to run", "give the number of steps, or leave it out for whole epochs"),
     "greater_than_equal": ("must be at least {ge}", "give {ge} or more"),
     "greater_than": ("must be greater than {gt}", "give more than {gt}"),
     "less_than_equal": ("must be at most {le}", "give {le} or less"),

@@ -11,7 +11,8 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 RlhfType = Literal["gkd", "grpo"]
@@ -57,10 +58,22 @@ def _no(value: Any) -> Any:
     return "no" if value is False else value
 
 
+def _as_text(value: Any) -> Any:
+    """Python callers name files by Path."""
+    return str(value) if isinstance(value, Path) else value
+
+
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
-Names = Annotated[list[str], BeforeValidator(listed)]
+Name = Annotated[str, BeforeValidator(_as_text)]
+Names = Annotated[list[Name], BeforeValidator(listed)]
 Strategy = Annotated[Literal["steps", "epoch", "no"], BeforeValidator(_no)]
 Precision = Annotated[Literal["auto", "no", "bf16"], BeforeValidator(_no)]
+
+
+def _not_zero(value: int) -> int:
+    if value == 0:
+        raise PydanticCustomError("no_steps", "is 0: there would be nothing to run")
+    return value
 
 
 class Room(BaseModel):
@@ -83,7 +96,7 @@ def room_of(config: type[Room], flag: str) -> str:
 class Model(Room):
     """The student."""
 
-    model: str
+    model: Name
     """Student: hub id, folder or .gguf file."""
     model_revision: str | None = None
     """Branch, tag or commit of a hub id."""
@@ -165,7 +178,7 @@ class Method(Room):
 class Teacher(Room):
     """Who the teacher is."""
 
-    teacher_model: str | None = None
+    teacher_model: Name | None = None
     """Teacher: hub id, folder or .gguf file."""
     teacher_model_revision: str | None = None
     """Branch, tag or commit of a hub id."""
@@ -235,7 +248,7 @@ class Optim(Room):
     """Clip the gradient's norm; 0 is off."""
     num_train_epochs: Positive = 3.0
     """Passes over the rows."""
-    max_steps: Annotated[int, Field(ge=-1)] = -1
+    max_steps: Annotated[int, Field(ge=-1), AfterValidator(_not_zero)] = -1
     """Optimizer steps, instead of --num_train_epochs; -1 is off."""
     per_device_train_batch_size: Count = 1
     """Sequences a micro-batch on each device."""

@@ -17,6 +17,8 @@ FIELDS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("loss", "loss", number),
     ("forward_kl", "fwd_kl", number),
     ("reverse_kl", "rev_kl", number),
+    ("topk_forward_kl", "topk_fwd_kl", number),
+    ("topk_reverse_kl", "topk_rev_kl", number),
     ("top1_agreement", "agree", percent),
     ("ce", "ce", number),
     ("reward/mean", "reward", number),
@@ -111,9 +113,17 @@ class Console:
 def line(metrics: dict[str, Any], clock: _Clock | None = None) -> str:
     """One compact line: `step 20/500  loss 0.4321  fwd_kl 0.512  ...  eta 4m 05s`; evaluation keys without `eval_`."""
     is_eval = metrics.get("kind") == "eval"
-    values = {key.removeprefix("eval_"): value for key, value in metrics.items()} if is_eval else metrics
+    if is_eval:
+        fresh = not any(f"eval_{name}" in metrics for name, *_ in FIELDS)  # samples of the student's own, and no others
+        values = {key.removeprefix("eval_on_policy_" if fresh else "eval_"): v for key, v in metrics.items()}
+    else:
+        fresh, values = False, metrics
     step = metrics.get("step", "?")
-    head = f"eval at {step}" if is_eval else f"step {step}" + (f"/{clock.total}" if clock and clock.total else "")
+    head = (
+        f"eval{' on-policy' * fresh} at {step}"
+        if is_eval
+        else f"step {step}" + (f"/{clock.total}" if clock and clock.total else "")
+    )
     fields = [f"{name} {show(values[key])}" for key, name, show in FIELDS if values.get(key) is not None]
     if clock and not is_eval and (eta := clock.eta()) is not None:
         fields.append(f"eta {duration(eta)}")

@@ -42,6 +42,7 @@ KNOWN: dict[str, tuple[str, str, int]] = {
 }
 SHARES = ("top1_agreement", "accuracy", "truncated_share")
 COUNTS = ("tokens", "rows", "examples", "samples", "sequences")
+HIDDEN = ("refused", "divergence")  # a count of its own, and what the loss says already
 
 
 def evaluation_of(run: Run) -> Any:
@@ -80,7 +81,7 @@ def _numbers(side: Any) -> dict[str, float]:
     return {
         key: value
         for key, value in found.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and key not in COUNTS
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and key not in (*COUNTS, *HIDDEN)
     }
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from limbeck.data.render import Rendered
+from limbeck.errors import TrainError
+from limbeck.models import unwrap
 from limbeck.rollouts.base import Row, last_turn_prompt
 from limbeck.signal import Sample
 
@@ -34,6 +36,11 @@ class ValidIds(LogitsProcessor):
         self.valid = valid
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not scores[:, : self.valid].amax(-1).isfinite().all():  # else torch's own error, or id 0 when greedy
+            raise TrainError(
+                "the model's logits are not finite while it samples",
+                fix="go back to an earlier checkpoint, and lower --learning_rate",
+            )
         scores[:, self.valid :] = float("-inf")
         return scores
 
@@ -76,18 +83,22 @@ class HFSampler:
         for row, prompt in enumerate(prompts):
             ids[row, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
             mask[row, longest - len(prompt) :] = 1
-        training = self.model.training
+        # peft's layers lie in the model itself, and PeftModel.generate would only put the generation config back
+        base, training = unwrap(self.model), self.model.training
+        makers = base.generation_config
+        base.generation_config = GenerationConfig()  # transformers fills what is None in ours from the model's own
         self.model.eval()
         try:
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), self.autocast():
                 torch.manual_seed(seed)
-                out = self.model.generate(  # type: ignore[operator]
+                out = base.generate(  # type: ignore[operator]
                     input_ids=ids.to(device),
                     attention_mask=mask.to(device),
                     generation_config=self._config(),
                     logits_processor=LogitsProcessorList([ValidIds(self.valid)]),
                 )
         finally:
+            base.generation_config = makers
             self.model.train(training)
         return [self._cut(row) for row in out[:, longest:].tolist()]
 
@@ -97,7 +108,7 @@ class HFSampler:
 
     def _config(self) -> GenerationConfig:
         s = self.sampling
-        drawn = {"temperature": s.temperature, "top_p": s.top_p, "top_k": s.top_k, "min_p": s.min_p or None}
+        drawn = {"temperature": s.temperature, "top_p": s.top_p, "top_k": s.top_k, "min_p": s.min_p}
         return GenerationConfig(
             do_sample=s.temperature > 0,
             **(drawn if s.temperature > 0 else {}),

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, get_scheduler
 
 from limbeck.config.defaults import Choice
 from limbeck.config.schema import Config, Model
+from limbeck.errors import ConfigError
 from limbeck.models import add_lora, check_head, dropout_off, load_model, unwrap
 from limbeck.rollouts import HFSampler, Sampling, sample_dataset
 from limbeck.teachers import LocalTeacher, Teacher
@@ -56,13 +57,20 @@ def build(prepared: Prepared, accelerator: Accelerator, *, checkpoint: Path | No
     prepared_student, optimizer = accelerator.prepare(student, optimizer)
     prepared_student.train()
     warmup = config.optim.warmup_steps
-    scheduler = get_scheduler(  # not prepared: a prepared one steps once a process
-        config.optim.lr_scheduler_type,
-        optimizer,
-        num_warmup_steps=round(config.optim.warmup_ratio * prepared.max_steps) if warmup is None else warmup,
-        num_training_steps=prepared.max_steps,
-        scheduler_specific_kwargs=config.optim.lr_scheduler_kwargs or None,
-    )
+    try:
+        scheduler = get_scheduler(  # not prepared: a prepared one steps once a process
+            config.optim.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=round(config.optim.warmup_ratio * prepared.max_steps) if warmup is None else warmup,
+            num_training_steps=prepared.max_steps,
+            scheduler_specific_kwargs=config.optim.lr_scheduler_kwargs or None,
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the scheduler {config.optim.lr_scheduler_type} cannot be made: {error}",
+            where=f"--lr_scheduler_kwargs {config.optim.lr_scheduler_kwargs}",
+            fix="give what transformers' scheduler of that name takes, such as '{\"min_lr\": 1e-6}'",
+        ) from error
     teacher = build_teacher(prepared, accelerator, model, choices)
     parts = Parts(
         plan=prepared.plan,

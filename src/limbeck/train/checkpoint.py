@@ -117,8 +117,7 @@ def restore(parts: Parts, progress: Progress, checkpoint: Path) -> None:
                 f"--adapters {checkpoint}",
             )
     own = torch.load(checkpoint / f"rank-{parts.accelerator.process_index}.pt", map_location="cpu", weights_only=True)
-    parts.optimizer.load_state_dict(own["optimizer"])
-    parts.scheduler.load_state_dict(own["scheduler"])
+    _restore_optimizer(parts, own)
     progress.meter.restore(own["meter"])
     limits = {k: getattr(progress.state, k) for k in ("max_steps", "logging_steps", "eval_steps", "save_steps")}
     progress.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
@@ -129,6 +128,20 @@ def restore(parts: Parts, progress: Progress, checkpoint: Path) -> None:
     if saved.exists():
         progress.generation = _load_generation(json.loads(saved.read_text()), parts.rows)
     _set_random_state(own["random"])
+
+
+def _restore_optimizer(parts: Parts, own: dict[str, Any]) -> None:
+    """Moments and step count from the checkpoint; learning rate, decay and the like from this run's flags, which may
+    have changed. transformers' schedules are all base rate times a function of the step."""
+    groups, scheduler = parts.optimizer.state_dict()["param_groups"], parts.scheduler
+    base_lrs = list(scheduler.base_lrs)  # type: ignore[attr-defined]
+    parts.optimizer.load_state_dict({**own["optimizer"], "param_groups": groups})
+    scheduler.load_state_dict({**own["scheduler"], "base_lrs": base_lrs})
+    step = own["scheduler"]["last_epoch"]
+    factors = [factor(step) for factor in scheduler.lr_lambdas]  # type: ignore[attr-defined]
+    for group, base, factor in zip(parts.optimizer.param_groups, base_lrs, factors, strict=True):
+        group["lr"] = base * factor
+    scheduler._last_lr = [group["lr"] for group in parts.optimizer.param_groups]
 
 
 def _stream(parts: Parts) -> dict[str, Any]:

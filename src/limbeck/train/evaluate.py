@@ -50,4 +50,5 @@ def evaluate(
     student.train(training)
     for name, count in counts.items():
         meter.add(name, count * accelerator.num_processes, 1)
-    return meter.result(accelerator)
+    result = meter.result(accelerator)
+    return result | {name: int(result[name]) for name in counts}

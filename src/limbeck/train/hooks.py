@@ -32,9 +32,9 @@ class Hooks:
         self.handler = CallbackHandler([DefaultFlowCallback, *callbacks], model, tokenizer, optimizer, scheduler)
 
     def call(self, event: str, **kwargs: Any) -> TrainerControl:
-        """Runs `event`, such as "on_step_end"; what earlier events asked for at this step is reset first."""
-        if event in ("on_step_begin", "on_train_begin"):
-            self.control = TrainerControl()
+        """Runs `event`, such as "on_step_end". A step begins with nothing asked for; a word to stop stands."""
+        if event == "on_step_begin":
+            self.control = TrainerControl(should_training_stop=self.control.should_training_stop)
         self.control = self.handler.call_event(event, self.args, self.state, self.control, **kwargs)
         return self.control
 

@@ -67,6 +67,9 @@ def fit(
         if state.global_step == 0 and (before := _evaluate(parts, progress, book, held_out)):
             outcome.evaluation["before"] = before
         while state.global_step < state.max_steps:
+            if hooks.control.should_training_stop:
+                outcome.stopped_by = "callback"
+                break
             hooks.call("on_step_begin")
             stats = will_log(state, state.global_step + 1)
             try:
@@ -110,12 +113,15 @@ def _account(parts: Parts, progress: checkpoint.Progress, hooks: Hooks, result: 
     meter.add("grad_norm", result.grad_norm, 1)
     for name, (total, count) in result.stats.items():
         meter.add(name, total, count)
+    if parts.teacher is None:  # then the loss is the cross-entropy, and known at every step
+        meter.add("ce", result.loss * result.tokens, result.tokens)
     for scored in result.samples:
         tokens = scored.sample.tokens
         meter.add("completion_length/mean", scored.sample.n_active, 1)
         meter.top("completion_length/max", scored.sample.n_active)
         meter.add("prompt_length/mean", len(tokens.prompt_ids), 1)
-        meter.add("truncated_share", scored.sample.truncated, 1)
+        if scored.sample.source == "student":
+            meter.add("truncated_share", scored.sample.truncated, 1)
     meter.add("seconds/learn", result.seconds, 1)
     for name, seconds in generation.seconds.items():
         meter.add(f"seconds/{name}", seconds, 0)
@@ -128,7 +134,7 @@ def _account(parts: Parts, progress: checkpoint.Progress, hooks: Hooks, result: 
     done = state.global_step * parts.plan.step_batch / parts.plan.num_generations
     state.epoch = min(done, parts.plan.total_rows or done) / len(parts.rows)
     control = hooks.call("on_step_end")
-    if int(state.epoch) > int(epoch_before):
+    if int(state.epoch) > int(epoch_before) or state.global_step >= state.max_steps:  # the last one may be a part
         control = hooks.call("on_epoch_end")
     return control
 
@@ -141,7 +147,7 @@ def _log(parts: Parts, progress: checkpoint.Progress, hooks: Hooks, book: Book, 
     line = {"step": state.global_step, "kind": "train", "epoch": round(state.epoch or 0.0, 4)}
     line |= metrics | {
         "tokens": progress.tokens,
-        "learning_rate": parts.scheduler.get_last_lr()[0],
+        "learning_rate": result.learning_rate,
         "refused_rows": progress.refused,
         "peak_memory_gib": peak_memory_gib(parts.accelerator.device),
         "time": round(progress.seconds, 3),

@@ -17,9 +17,10 @@ from limbeck.losses import (
     linear_topk_divergence,
     topk_divergence,
 )
-from limbeck.signal import Hidden, Signal
+from limbeck.signal import Hidden, Signal, TopK
 
 Stats = dict[str, Tensor]
+OVER_SUPPORT = ("forward_kl", "reverse_kl", "student_entropy", "teacher_entropy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,8 @@ class DivergenceLoss:
         if not stats:
             return out, {}
         loss, found = out
+        if isinstance(s, TopK):  # over the buckets, and so not to be compared with those of the whole vocabulary
+            found = {f"topk_{name}" if name in OVER_SUPPORT else name: value for name, value in found.items()}
         if not torch.is_grad_enabled():  # an evaluation: one more pass through the head is cheap there
             found["ce"] = -linear_token_logprobs(hidden, head, micro.batch.targets)
         return loss, found
@@ -87,7 +90,8 @@ class DivergenceLoss:
         if not stats:
             return out, {}
         loss, found = out
-        return loss, {"ce": found["loss"], "student_entropy": found["entropy"]}
+        more = {} if torch.is_grad_enabled() else {"ce": found["loss"]}  # in training it is the loss
+        return loss, {"student_entropy": found["entropy"], **more}
 
     def _reference(self, hidden: Tensor, head: Head, micro: MicroBatch) -> tuple[Tensor, Stats]:
         """The plain formula on full [N, V] logits with autograd, for comparison: same value, more memory."""

@@ -87,8 +87,8 @@ def prepare(config: Config, *, world_size: int = 1, answered_only: bool = False)
     held_rows, over = render_all(held_out, tokenizer, **rendering)
     dropped_held_out.merge(over)
     if not rows:
-        raise dropped.error("no row is left to train on")
-    _check_held_out(config, held_rows, held_out)
+        raise dropped.error("no row is left")
+    _check_held_out(config, held_rows, held_out, dropped_held_out)
     plan, max_steps = arithmetic(config, method, len(rows), world_size)
     return Prepared(
         config=config,
@@ -152,9 +152,15 @@ def _read(config: Config) -> tuple[list[Example], Dropped, list[Example], Droppe
     examples, dropped = load_examples(data.dataset, **reading)
     held_out, dropped_held_out = load_examples(data.val_dataset, **reading) if data.val_dataset else ([], Dropped())
     if not held_out and data.split_dataset_ratio > 0:
+        if len(examples) < 2:
+            raise ConfigError(
+                f"{len(examples)} row cannot be split into rows to train on and rows held out",
+                where=f"--split_dataset_ratio {data.split_dataset_ratio}",
+                fix="leave it out, or give more rows",
+            )
         order = list(range(len(examples)))
         random.Random(f"split:{seed}").shuffle(order)
-        out = set(order[: max(1, round(len(examples) * data.split_dataset_ratio))])
+        out = set(order[: min(max(1, round(len(examples) * data.split_dataset_ratio)), len(examples) - 1)])
         held_out = [e for i, e in enumerate(examples) if i in out]
         examples = [e for i, e in enumerate(examples) if i not in out]
     return examples, dropped, held_out, dropped_held_out
@@ -188,8 +194,12 @@ def _teacher_end_ids(config: Config, tokenizer: Any, own: frozenset[int], notes:
     return frozenset()
 
 
-def _check_held_out(config: Config, rows: list[Row], examples: list[Example]) -> None:
-    if not examples or config.run.eval_strategy == "no" or config.run.eval_on_policy:
+def _check_held_out(config: Config, rows: list[Row], examples: list[Example], dropped: Dropped) -> None:
+    if not examples or config.run.eval_strategy == "no":
+        return
+    if not rows:
+        raise dropped.error("no held-out row is left")
+    if config.run.eval_on_policy:
         return
     without = [e.origin for e, tokens in rows if not tokens.response_ids]
     if without:

@@ -79,11 +79,13 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """loss, tokens (active ones): over all ranks. stats: this rank's per-token sums and counts by name."""
+    """loss, tokens (active ones): over all ranks. learning_rate: this step's. stats: this rank's per-token sums and counts
+    by name."""
 
     loss: float
     tokens: int
     grad_norm: float
+    learning_rate: float
     source: Source
     samples: list[Scored]
     stats: dict[str, tuple[float, int]]
@@ -179,7 +181,8 @@ def learn(parts: Parts, batches: list[list[Scored]], source: Source, *, stats: b
     parameters = [p for p in parts.student.parameters() if p.requires_grad]
     norm = float(accelerator.clip_grad_norm_(parameters, plan.max_grad_norm or math.inf))  # type: ignore[arg-type]
     _stop_if(not math.isfinite(norm), "gradient", [s.sample for batch in batches for s in batch])
-    if tokens:  # a step whose rows were all refused teaches nothing; weight decay alone must not move the weights
+    learning_rate = parts.optimizer.param_groups[0]["lr"]
+    if norm > 0:  # no rows, or a student equal to its teacher: weight decay alone must not move the weights
         parts.optimizer.step()
     parts.scheduler.step()
     parts.optimizer.zero_grad()
@@ -187,6 +190,7 @@ def learn(parts: Parts, batches: list[list[Scored]], source: Source, *, stats: b
         loss=parallel.total(accelerator, loss_sum) / max(tokens, 1),
         tokens=tokens,
         grad_norm=norm,
+        learning_rate=learning_rate,
         source=source,
         samples=[s for batch in batches for s in batch],
         stats=sums,
