@@ -111,6 +111,11 @@ def report(warm_up: Path, on_policy: Path, table: list[dict[str, str]]) -> None:
     print("\nheld out".ljust(36) + "".join(stage.rjust(12) for stage in stages))
     for title, name, form in MEASURES:
         print(f"{title:<35}" + "".join(form.format(values[name]).rjust(12) for values in stages.values()))
+    before, after = summary["evaluation"]["before"], summary["evaluation"]["after"]
+    print("\non its own fresh answers".ljust(48) + "warmed up".rjust(12) + "on-policy".rjust(12))
+    for title, name, form in MEASURES[:3]:
+        own = name.replace("eval_", "eval_on_policy_")
+        print(f"{title:<47}" + form.format(before[own]).rjust(12) + form.format(after[own]).rjust(12))
     for row in table:
         print(f"\n{row['prompt']}")
         for name in ("teacher", "before", "after"):

@@ -79,8 +79,8 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """loss, tokens (active ones): over all ranks. learning_rate: this step's. stats: this rank's per-token sums and counts
-    by name."""
+    """loss, tokens (active ones): over all ranks. learning_rate: this step's. stats: this rank's sums and counts over
+    tokens by name."""
 
     loss: float
     tokens: int
