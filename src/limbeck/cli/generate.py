@@ -23,7 +23,7 @@ from limbeck.train.build import load_frozen
 BATCH = 32  # prompts a `generate` call, where not given
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_completion_length")
 OWN = ("origin", "copy", "truncated", "asked")  # the columns that an answer gets beside those of its prompt
-WINDOW = 16  # batches sorted by length together, and so the most that a kill can lose an order of
+WINDOW = 16  # batches whose prompts are sorted by length together; beyond it the file keeps the order of the rows
 
 
 def run(config: GenerateConfig) -> int:
