@@ -14,9 +14,10 @@ from torch import Tensor
 
 from limbeck.data.formats import Example
 from limbeck.data.render import Rendered
-from limbeck.losses import Head
+from limbeck.losses import Head, linear_named, linear_topk
 
 Source = Literal["dataset", "student"]
+Kind = Literal["hidden", "topk", "named", "union"]
 SOURCES: tuple[Source, ...] = ("dataset", "student")
 
 
@@ -45,8 +46,8 @@ class Hidden:
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """A teacher's K likeliest ids [N, K], their log-probabilities [N, K] over all valid ids, and the log of the
-    remaining mass [N] (None where the source does not send it)."""
+    """A support of K ids [N, K] int64, the teacher's log-probabilities of them [N, K] over all valid ids (-inf: an
+    absent entry), and the log of the mass off the support [N] (None where the source does not send it)."""
 
     logprobs: Tensor
     ids: Tensor
@@ -54,6 +55,39 @@ class TopK:
 
 
 Signal = Hidden | TopK
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a teacher is asked for of every active token.
+
+    hidden   last hidden states and the head: the whole vocabulary.
+    topk     the teacher's `k` likeliest ids.
+    named    ids that the asker names, [N, K]: the student's likeliest, or the sampled token (K = 1).
+    union    the `k` likeliest, and after them the named ones that are not among them.
+
+    Log-probabilities are over all valid ids, at `temperature`. In a row of `named` or `union` an id that stands there
+    twice is absent the second time: log-probability -inf, id 0.
+    """
+
+    kind: Kind
+    k: int = 0
+    temperature: float = 1.0
+
+    @property
+    def names(self) -> bool:
+        """The asker names ids."""
+        return self.kind in ("named", "union")
+
+
+def signal_of(ask: Ask, hidden: Tensor, head: Head, named: Tensor | None = None) -> Signal:
+    """What is asked for, from hidden states [N, H] and their head; named [N, K] where the asker names ids."""
+    if ask.kind == "hidden":
+        return Hidden(hidden, head)
+    if not ask.names:
+        return TopK(*linear_topk(hidden, head, ask.k, temperature=ask.temperature))
+    assert named is not None
+    return TopK(*linear_named(hidden, head, named, k=ask.k, temperature=ask.temperature))
 
 
 @dataclass(frozen=True, slots=True)

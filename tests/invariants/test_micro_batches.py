@@ -12,6 +12,7 @@ from limbeck.data.formats import Example
 from limbeck.data.render import Rendered
 from limbeck.models import valid_ids
 from limbeck.rollouts import sample_dataset
+from limbeck.signal import Ask
 from limbeck.teachers import LocalTeacher
 from limbeck.train.objective import DivergenceLoss
 from limbeck.train.step import Parts, Plan, train_step
@@ -53,8 +54,7 @@ def one_step(objective: DivergenceLoss, topk: int | None, size: int, dtype: torc
         name="teacher",
         valid=valid_ids(tokenizer),
         pad_id=0,
-        topk=topk,
-        temperature=objective.temperature,
+        ask=Ask("topk" if topk else "hidden", topk or 0, objective.temperature),
     )
     plan = Plan(0.0, size, ROWS, 1, 1, ROWS, 0.0, seed=0, data_seed=0, shuffle=False)
     made: Sequence = rows()

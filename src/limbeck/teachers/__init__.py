@@ -1,6 +1,6 @@
 """Who the teacher is."""
 
-from limbeck.teachers.base import Teacher
-from limbeck.teachers.local import LocalTeacher
+from limbeck.teachers.base import Answers, Named, Teacher
+from limbeck.teachers.local import LocalTeacher, fingerprint
 
-__all__ = ["LocalTeacher", "Teacher"]
+__all__ = ["Answers", "LocalTeacher", "Named", "Teacher", "fingerprint"]

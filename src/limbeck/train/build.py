@@ -18,6 +18,7 @@ from limbeck.config.schema import Config, Model
 from limbeck.errors import ConfigError
 from limbeck.models import add_lora, check_head, dropout_off, load_model, unwrap
 from limbeck.rollouts import HFSampler, Sampling, sample_dataset
+from limbeck.signal import Ask
 from limbeck.teachers import LocalTeacher, Teacher
 from limbeck.train.objective import DivergenceLoss
 from limbeck.train.prepare import Prepared
@@ -148,11 +149,11 @@ def build_teacher(
 ) -> Teacher | None:
     """The teacher of the method's row: none, a frozen model of its own, or the base under the student's adapter."""
     config, source = prepared.config, prepared.method.source
+    topk = config.method.gkd_logits_topk
     shared: dict[str, Any] = {
+        "ask": Ask("topk" if topk else "hidden", topk or 0, config.method.loss_temperature),
         "valid": prepared.valid,
         "pad_id": prepared.tokenizer.pad_token_id,
-        "topk": config.method.gkd_logits_topk,
-        "temperature": config.method.loss_temperature,
         "device": accelerator.device,
         "autocast": accelerator.autocast,
     }
