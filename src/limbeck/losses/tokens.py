@@ -118,7 +118,8 @@ def linear_named(
     valid ids at the temperature, in float32 (float64 where an input is). A negative id is absent, and so is a named id
     that its row has already: among the k likeliest, or named before. An absent entry has log-probability -inf and id 0,
     and so has one of probability zero. log_tail is a sum over the other ids, -inf when none is left. Not
-    differentiable. Raises ValueError for ids that are not valid, a k outside 0..valid and a temperature that is not positive.
+    differentiable. Raises ValueError for ids that are not valid, a k outside 0..valid and a temperature that is not
+    positive.
     """
     head = as_head(head)
     _check_named(hidden, head, ids, temperature, k)

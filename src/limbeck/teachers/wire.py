@@ -92,7 +92,7 @@ def encode_question(q: Question) -> bytes:
 
 
 def decode_question(body: bytes, *, valid: int) -> Question:
-    """Raises WireError for whatever is not a question about a model of `valid` ids; limits are the server's business."""
+    """Raises WireError for whatever is not a question about a model of `valid` ids. Limits are the server's own."""
     arrays, meta = unseal(body)
     lengths, counts = _ints(arrays, "lengths"), _ints(arrays, "counts")
     if len(lengths) != len(counts) or not lengths:
