@@ -53,3 +53,9 @@ class TrainError(LimbeckError, RuntimeError):
     """A run that cannot go on, such as one whose loss is no longer finite."""
 
     exit_code = 1
+
+
+class TeacherError(LimbeckError, RuntimeError):
+    """A teacher that stays away, or answers what cannot be."""
+
+    exit_code = 1

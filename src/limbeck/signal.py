@@ -6,7 +6,7 @@ N counts the active tokens (`Sample.n_active`) in the order in which they stand 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -63,7 +63,7 @@ class Ask:
 
     hidden   last hidden states and the head: the whole vocabulary.
     topk     the teacher's `k` likeliest ids.
-    named    ids that the asker names, [N, K]: the student's likeliest, or the sampled token (K = 1).
+    named    ids that the asker names, [N, `named_k`]: the student's likeliest, or the sampled token (1).
     union    the `k` likeliest, and after them the named ones that are not among them.
 
     Log-probabilities are over all valid ids, at `temperature`. In a row of `named` or `union` an id that stands there
@@ -73,6 +73,7 @@ class Ask:
     kind: Kind
     k: int = 0
     temperature: float = 1.0
+    named_k: int = 0
 
     @property
     def names(self) -> bool:
@@ -92,10 +93,51 @@ def signal_of(ask: Ask, hidden: Tensor, head: Head, named: Tensor | None = None)
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A sample with its teacher's signal; None where no teacher takes part (plain cross-entropy)."""
+    """A sample with its teacher's signal; None where no teacher takes part (plain cross-entropy). teacher: its name,
+    where there are several."""
 
     sample: Sample
     signal: Signal | None
+    teacher: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The tokens of a micro-batch that one kind of signal speaks of. index: their places [n] int64 among its N active
+    tokens, None for all of them."""
+
+    index: Tensor | None
+    signal: Signal
+
+
+def parts_of(signals: Sequence[Signal], counts: Sequence[int], device: torch.device) -> list[Part]:
+    """Signals of several samples, of counts[i] active tokens each, joined where they are of one kind: one head, or as
+    many ids and a tail or none. One teacher gives one part; several teachers that answer alike do so too."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for i, signal in enumerate(signals):
+        groups.setdefault(_kind(signal), []).append(i)
+    if len(groups) == 1:
+        return [Part(None, to_device(concatenate(signals), device))]
+    places = torch.arange(sum(counts), device=device).split(list(counts))
+    return [
+        Part(torch.cat([places[i] for i in own]), to_device(concatenate([signals[i] for i in own]), device))
+        for own in groups.values()
+    ]
+
+
+def _kind(signal: Signal) -> tuple[object, ...]:
+    if isinstance(signal, Hidden):
+        return ("hidden", id(signal.head))
+    return ("topk", signal.ids.shape[1], signal.log_tail is None)
+
+
+def to_device(signal: Signal, device: torch.device) -> Signal:
+    """The same signal on a device; a head moves with its hidden states."""
+    if isinstance(signal, Hidden):
+        bias = None if signal.head.bias is None else signal.head.bias.to(device)
+        return Hidden(signal.hidden.to(device), replace(signal.head, weight=signal.head.weight.to(device), bias=bias))
+    tail = None if signal.log_tail is None else signal.log_tail.to(device)
+    return TopK(signal.logprobs.to(device), signal.ids.to(device), tail)
 
 
 def concatenate(signals: Sequence[Signal]) -> Signal:

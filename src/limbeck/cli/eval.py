@@ -14,10 +14,11 @@ from limbeck.errors import ModelError
 from limbeck.models import check_head
 from limbeck.report.format import number
 from limbeck.rollouts import sample_dataset
-from limbeck.train.build import build_teacher, load_frozen, objective_of
+from limbeck.train.build import load_frozen, objective_of
 from limbeck.train.evaluate import evaluate
 from limbeck.train.prepare import prepare
 from limbeck.train.student import StudentStep
+from limbeck.train.teacher import build_teacher
 
 SHOWN = (
     *("forward_kl", "reverse_kl", "top1_agreement", "ce", "student_entropy", "teacher_entropy"),

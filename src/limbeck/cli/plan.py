@@ -10,10 +10,11 @@ from rich.text import Text
 
 from limbeck.config.commands import PlanConfig
 from limbeck.config.flags import to_yaml
+from limbeck.config.routes import routes_of
 from limbeck.config.schema import Config
 from limbeck.data import show
 from limbeck.models import describe, skeleton
-from limbeck.train.prepare import Prepared, prepare
+from limbeck.train.prepare import Prepared, prepare, rows_by_teacher, teachers_here
 
 
 def run(config: PlanConfig) -> int:
@@ -46,12 +47,14 @@ def _section(out: Console, title: str, text: str) -> None:
 def _models(config: Config) -> list[str]:
     m, t = config.model, config.teacher
     named = [("student", m.model, m.model_revision)]
-    if t.teacher_model:
-        named.append(("teacher", t.teacher_model, t.teacher_model_revision))
-    return [
+    named += [("teacher", name, revision) for name, revision in teachers_here(config)]
+    lines = [
         f"{side}: {name}: {describe(skeleton(name, revision=revision, trust_remote_code=m.trust_remote_code))}"
         for side, name, revision in named
     ]
+    servers = routes_of(t.teacher_model_server)
+    addresses = [route.url for route in servers] or ([t.teacher_model_server] if t.teacher_model_server else [])
+    return lines + [f"teacher: at {url}, which is asked when the run starts" for url in addresses]
 
 
 def _rows(prepared: Prepared) -> list[str]:
@@ -60,6 +63,8 @@ def _rows(prepared: Prepared) -> list[str]:
         tag = str(example.columns["dataset"])
         by_set[tag] = by_set.get(tag, 0) + 1
     lines = [f"{count:,} rows of {tag}" for tag, count in by_set.items()]
+    sent = rows_by_teacher(prepared.config, prepared.rows)
+    lines += [f"{count:,} rows are sent to {name}" for name, count in sent.items()]
     lines.append(f"{len(prepared.held_out):,} rows held out")
     lines += [f"{name}: {dropped}" for name, dropped in prepared.dropped.items() if str(dropped)]
     prompts = [len(tokens.prompt_ids) for _, tokens in prepared.rows]

@@ -36,7 +36,7 @@ def refusal(error: ValidationError, where: Mapping[str, str], choices: Mapping[s
     """The first complaint in full; the other fields that are wrong are named with it."""
     complaints: dict[str, Any] = {}
     for item in error.errors():
-        complaints.setdefault([str(part) for part in item["loc"]][:2][-1], item)
+        complaints.setdefault([str(part) for part in item["loc"] or ("",)][:2][-1], item)
     name, item = next(iter(complaints.items()))
     if item["type"] == "one_of_two":
         return ConfigError(item["ctx"]["what"], fix=item["ctx"]["fix"])
@@ -54,6 +54,8 @@ def _say(item: Mapping[str, Any], choices: tuple[str, ...]) -> tuple[str, str]:
         near = difflib.get_close_matches(str(item["input"]), choices, n=1)
         options = f"choose one of: {', '.join(choices)}"
         return f"has no choice {item['input']!r}", f"did you mean {near[0]}? ({options})" if near else options
+    if item["type"] == "routes":
+        return item["ctx"]["what"], item["ctx"]["fix"]
     saying, fix = _SAYINGS.get(item["type"], (item["msg"], "see --help"))
     context = {key: f"{value:g}" if isinstance(value, float) else value for key, value in item.get("ctx", {}).items()}
     return saying.format(**context), fix.format(**context)

@@ -68,6 +68,8 @@ def read(command: str, argv: Sequence[str]) -> Parsed:
     spec = COMMANDS[command]
     flags = all_flags() | flags_of(spec.config)
     read_here = {name for name, flag in flags.items() if reads(spec, flag)}
+    if spec.positional and argv and not argv[0].startswith("-"):
+        argv = [f"--{spec.positional}", *argv]
     entries, tokens = _from_file(argv, {flag.room for flag in flags.values()})
     given: dict[str, Any] = dict(spec.presets)
     parsed = Parsed(spec.config.model_construct())
@@ -262,7 +264,8 @@ def _value(entry: Entry, flag: Flag) -> Any:
     if flag.kind == "switch" and not words:
         return True
     if flag.kind == "list":
-        return _json(entry, list) if len(words) == 1 and words[0].startswith("[") else words
+        own = str in _arms(flag.info.annotation)  # a name or a list: the field's own validator tells
+        return _json(entry, list) if len(words) == 1 and words[0].startswith("[") and not own else words
     if not words:
         raise ConfigError(f"--{flag.name} needs a value", where=entry.where, fix=_example(flag))
     if len(words) > 1:

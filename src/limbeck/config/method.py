@@ -84,10 +84,14 @@ class Case:
     def starts_as_teacher(self) -> bool:
         """The student is its teacher, word for word, so that every divergence between them is zero."""
         config, source = self.config, self.row.source
-        if self.row.privileged or config.model.adapters or config.teacher.teacher_adapters:
+        if self.row.privileged:
+            return False
+        if source in ("live", "frozen", "ema"):
+            return True
+        if config.model.adapters or config.teacher.teacher_adapters:
             return False
         named = (config.teacher.teacher_model, config.teacher.teacher_model_revision)
-        return source in SELF or (source == "model" and named == (config.model.model, config.model.model_revision))
+        return source == "base" or (source == "model" and named == (config.model.model, config.model.model_revision))
 
     @property
     def has_held_out(self) -> bool:
@@ -268,21 +272,41 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "server and full vocabulary",
-        lambda c: c.row.source == "server" and c.row.granularity == "full",
+        lambda c: (
+            c.row.source == "server" and c.row.granularity == "full" and not c.config.teacher.teacher_hidden_states
+        ),
         "--teacher_model_server returns top-k log-probabilities only",
         "add --gkd_logits_topk 64 (the server must allow --max_logprobs >= 64)",
         ("teacher_model_server",),
     ),
     Rule(
-        "server at another temperature",
-        lambda c: (
-            c.row.source == "server"
-            and c.config.method.loss_temperature != 1
-            and (c.row.granularity == "sampled" or c.config.method.topk_mode == "tail")
-        ),
-        "--teacher_model_server answers at temperature 1 only",
-        "use --loss_temperature 1, or --topk_mode renorm, which can be rescaled exactly",
-        ("teacher_model_server", "loss_temperature"),
+        "hidden states of another source",
+        lambda c: c.config.teacher.teacher_hidden_states and (c.row.source != "server" or c.row.granularity != "full"),
+        "--teacher_hidden_states is for the full vocabulary from a server, and this run has {c.row.granularity} from "
+        "{c.row.source}",
+        "leave it out, or leave out --gkd_logits_topk and name a --teacher_model_server",
+        ("teacher_hidden_states", "gkd_logits_topk"),
+    ),
+    Rule(
+        "support without topk",
+        lambda c: c.config.method.topk_support != "teacher" and c.row.granularity != "top-k",
+        "--topk_support {c.config.method.topk_support} has no K: this run compares {c.row.granularity}",
+        "add --gkd_logits_topk 64, or leave --topk_support out",
+        ("topk_support",),
+    ),
+    Rule(
+        "store of hidden states",
+        lambda c: c.config.teacher.teacher_cache is not None and c.row.granularity == "full",
+        "--teacher_cache keeps top-k log-probabilities, and this run takes the full vocabulary",
+        "add --gkd_logits_topk 64, or leave the store out",
+        ("teacher_cache",),
+    ),
+    Rule(
+        "store of a moving teacher",
+        lambda c: c.config.teacher.teacher_cache is not None and c.row.source in ("live", "ema", "frozen", "none"),
+        "--teacher_cache keeps what a fixed teacher said, and --teacher_source {c.row.source} is none",
+        "leave the store out, or name a teacher with --teacher_model or --teacher_model_server",
+        ("teacher_cache",),
     ),
     Rule(
         "advantage on off-policy tokens",
@@ -318,7 +342,7 @@ RULES: tuple[Rule, ...] = (
             and c.row.path == "loss"
         ),
         "the student is its own teacher and reads the same prompt: the loss is identically zero",
-        "name another teacher with --teacher_model, give the rows a teacher_prompt column, or start from --adapters",
+        "name another teacher with --teacher_model, or start from --adapters with --teacher_source base",
         ("teacher_source",),
     ),
     Rule(
@@ -356,20 +380,6 @@ RULES: tuple[Rule, ...] = (
         "take the column teacher_prompt out of the rows and name a teacher with --teacher_model",
         ("dataset",),
     ),
-    Rule(
-        "server is not built",
-        lambda c: c.row.source == "server",
-        "--teacher_model_server is not built yet: the teacher must be loaded here",
-        "use --teacher_model with the name of the model that the server holds",
-        ("teacher_model_server",),
-    ),
-    Rule(
-        "self-teacher is not built",
-        lambda c: c.row.source in ("live", "frozen", "ema"),
-        "--teacher_source {c.row.source} is not built yet",
-        "use --teacher_source base with --tuner_type lora, or load the model as --teacher_model {c.config.model.model}",
-        ("teacher_source",),
-    ),
 )
 
 # Legal, and said once before the run.
@@ -381,6 +391,10 @@ WARNINGS: tuple[tuple[Callable[[Case], bool], str], ...] = (
     (
         lambda c: c.config.method.sft_alpha > 0 and c.row.name == "GKD" and c.row.lmbda == 1,
         "--sft_alpha has no effect with --lmbda 1: cross-entropy is taken on the dataset's tokens only",
+    ),
+    (
+        lambda c: c.config.teacher.offload_teacher_model and c.row.source != "model",
+        "--offload_teacher_model has no effect: no teacher of its own is loaded here",
     ),
     (
         lambda c: bool(c.config.data.val_dataset) and c.config.data.split_dataset_ratio > 0,

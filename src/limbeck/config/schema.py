@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from limbeck.config.routes import ModelRoute, ServerRoute, one_or_routes
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 RlhfType = Literal["gkd", "grpo"]
 TeacherSource = Literal["auto", "model", "server", "live", "base", "frozen", "ema"]
@@ -63,9 +65,18 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def _number(value: Any) -> Any:
+    """Words of a command line where a choice is a number."""
+    return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
+QuantBits = Annotated[Literal[4, 8], BeforeValidator(_number)]
+WireBits = Annotated[Literal[16, 32], BeforeValidator(_number)]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 Name = Annotated[str, BeforeValidator(_as_text)]
 Names = Annotated[list[Name], BeforeValidator(listed)]
+TeacherModel = Annotated[str | list[ModelRoute] | None, BeforeValidator(one_or_routes(ModelRoute, "model"))]
+TeacherServer = Annotated[str | list[ServerRoute] | None, BeforeValidator(one_or_routes(ServerRoute, "url"))]
 Strategy = Annotated[Literal["steps", "epoch", "no"], BeforeValidator(_no)]
 Precision = Annotated[Literal["auto", "no", "bf16"], BeforeValidator(_no)]
 
@@ -161,6 +172,8 @@ class Method(Room):
     """Compare the teacher's K likeliest tokens only; by default the full vocabulary."""
     topk_mode: Literal["tail", "renorm"] = "tail"
     """Mass off the K tokens: kept as one bucket (tail), or left out by renormalising both sides (renorm)."""
+    topk_support: Literal["teacher", "student", "union"] = "teacher"
+    """Whose K likeliest tokens are compared; the student's are chosen when the teacher scores."""
     loss_temperature: Positive = 1.0
     """Divides both sides' logits inside the divergence; --temperature is the sampler's."""
     jsd_normalize: bool = False
@@ -178,21 +191,43 @@ class Method(Room):
 class Teacher(Room):
     """Who the teacher is."""
 
-    teacher_model: Name | None = None
-    """Teacher: hub id, folder or .gguf file."""
+    teacher_model: TeacherModel = None
+    """Teacher: hub id, folder or .gguf file. Several, by the rows' tags: '[{"model": "a", "tags": ["math"]}, ...]'."""
     teacher_model_revision: str | None = None
     """Branch, tag or commit of a hub id."""
     teacher_adapters: Names = []
     """LoRA adapters of the teacher."""
     teacher_torch_dtype: Dtype = "auto"
     """Type of the teacher's weights."""
-    teacher_model_server: str | None = None
-    """Address of a server that holds the teacher."""
+    teacher_quant_bits: QuantBits | None = None
+    """Load the teacher's linear layers in 8 or 4 bits (needs the package bitsandbytes)."""
+    teacher_device: str | None = None
+    """Device of a teacher that is loaded here: cpu, cuda:1, ...; by default the student's."""
+    teacher_model_server: TeacherServer = None
+    """Address of a server that holds the teacher: `limbeck deploy`, or vLLM's OpenAI-compatible one. Several, by the
+    rows' tags: '[{"url": "http://a:8000", "tags": ["math"]}, ...]'."""
+    teacher_hidden_states: bool = False
+    """Take hidden states from the server and run its output head here: the full vocabulary (needs `limbeck deploy
+    --allow_hidden`)."""
+    teacher_wire_bits: WireBits = 32
+    """Bits of a log-probability on its way from `limbeck deploy`; 16 are rounded by less than a thousandth."""
+    teacher_api_key: Annotated[str | None, Field(exclude=True, repr=False)] = None
+    """Key of the server; better put into the environment as LIMBECK_TEACHER_API_KEY. Never written to a file."""
+    teacher_timeout: Seconds = 60
+    """How long one request to a server may take: seconds, or 2m."""
+    teacher_patience: Seconds = 600
+    """How long a server may stay away before the run saves and stops: seconds, or 10m."""
+    teacher_concurrency: Count = 8
+    """Requests to a server at a time, on each process."""
+    teacher_cache: Path | None = None
+    """Folder that keeps what the teacher said, so that no row is ever asked about twice; shared by runs."""
     teacher_source: TeacherSource = "auto"
     """model, server, or the student itself: its live weights, the base under its adapter, a frozen copy, or an
     average over the steps (ema). auto decides from the other flags."""
+    teacher_ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """--teacher_source ema: share of the average that stays at each optimizer step."""
     teacher_tag_key: str = "dataset"
-    """Column that says which teacher a row belongs to."""
+    """Column that says which of several teachers a row is sent to; `dataset` is the name of its file or data set."""
     offload_teacher_model: bool = False
     """Keep the teacher in main memory while it does not score."""
 
@@ -263,6 +298,8 @@ class Optim(Room):
 class Run(Room):
     """The run: its folder, its checkpoints, its end."""
 
+    preflight: bool = True
+    """Compare student and teacher before the first step, on a few rows."""
     output_dir: Path | None = None
     """The run folder; by default output/<model>-<method>."""
     seed: int = 42

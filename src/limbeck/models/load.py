@@ -1,7 +1,9 @@
-"""Models from hub ids, folders and GGUF files, with adapters: load, add LoRA, describe."""
+"""Models from hub ids, folders and GGUF files, with adapters: load, add LoRA, describe, tell apart."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,7 +11,7 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 
 from limbeck.errors import ModelError
 from limbeck.models.gguf import end_ids, gguf_file, load_gguf_config, load_gguf_model
@@ -28,6 +30,7 @@ def load_model(
     adapters: Sequence[str] = (),
     trust_remote_code: bool = False,
     trainable: bool,
+    quant_bits: Literal[4, 8] | None = None,
 ) -> PreTrainedModel | PeftModel:
     """Load a causal language model on the CPU.
 
@@ -42,6 +45,8 @@ def load_model(
         trust_remote_code: run code that comes with the model.
         trainable: the weights loaded here will be trained: the last adapter where there are any, otherwise all of
             them. False for a teacher, and for a student that gets a fresh adapter from `add_lora`.
+        quant_bits: hold the linear layers, the head left out, in 8 bits or in 4-bit NormalFloat (bitsandbytes through
+            transformers); the model then lies on the device that bitsandbytes chose.
 
     The model comes in evaluation mode. Raises ModelError.
     """
@@ -52,6 +57,12 @@ def load_model(
     with refusals(name):
         if path is not None:
             torch_dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+            if quant_bits is not None:
+                raise ModelError(
+                    "a GGUF file is unpacked when it is loaded, and cannot be quantised again",
+                    where=name,
+                    fix="leave --teacher_quant_bits out, or name the model's folder or hub id",
+                )
             model = load_gguf_model(path, dtype=torch_dtype, attn_impl=attn_impl)
         else:
             # The config first: with no network this fails once, not once per file.
@@ -63,11 +74,28 @@ def load_model(
                 dtype="float32" if dtype == "auto" and full else dtype,
                 attn_implementation=attn_impl,
                 trust_remote_code=trust_remote_code,
+                **_quantised(quant_bits),
             )
     model.requires_grad_(full)
     if adapters:
         model = _with_adapters(model, adapters, trainable=trainable)
     return model.eval()
+
+
+def _quantised(bits: Literal[4, 8] | None) -> dict[str, Any]:
+    if bits is None:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"loading in {bits} bits needs the package bitsandbytes, which is not installed",
+            where=f"--teacher_quant_bits {bits}",
+            fix="pip install bitsandbytes, or leave it out",
+        )
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_quant_type="nf4"
+        )
+    }
 
 
 def add_lora(
@@ -142,6 +170,17 @@ def describe(model: nn.Module) -> ModelFacts:
         dtype=str(base.dtype).removeprefix("torch."),
         tied=head is not None and getattr(head, "weight", None) is embedding.weight,
     )
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of a model's names, shapes and a sample of 64 numbers from every tensor: another model has another one."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        step = max(flat.numel() // 64, 1)
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(str(flat[::step][:64].tolist()).encode())
+    return digest.hexdigest()
 
 
 def skeleton(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from limbeck.data.formats import Example
@@ -13,10 +13,16 @@ from limbeck.signal import Sample, Source
 Row = tuple[Example, Rendered]
 
 
-class Sampler(Protocol):
-    """Answers rows with samples, in the order of the rows. `seed` decides every draw of the call."""
+Done = Callable[[Sequence[Sample]], None]
 
-    def __call__(self, rows: Sequence[Row], *, seed: int) -> list[Sample]: ...
+
+class Sampler(Protocol):
+    """Answers rows with samples, in the order of the rows. `seed` decides every draw of the call.
+
+    done: told of samples as soon as they are there, so that a teacher can be asked while others are being made.
+    """
+
+    def __call__(self, rows: Sequence[Row], *, seed: int, done: Done | None = None) -> list[Sample]: ...
 
 
 def draw_source(lmbda: float, *, seed: int, generation: int) -> Source:

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from limbeck.data.render import Rendered
 from limbeck.errors import TrainError
 from limbeck.models import unwrap
-from limbeck.rollouts.base import Row, last_turn_prompt
+from limbeck.rollouts.base import Done, Row, last_turn_prompt
 from limbeck.signal import Sample
 
 
@@ -60,7 +60,7 @@ class HFSampler:
     batch_size: int = 64
     autocast: Callable[..., AbstractContextManager] = field(default=nullcontext)
 
-    def __call__(self, rows: Sequence[Row], *, seed: int) -> list[Sample]:
+    def __call__(self, rows: Sequence[Row], *, seed: int, done: Done | None = None) -> list[Sample]:
         prompts = [last_turn_prompt(tokens) for _, tokens in rows]
         samples: list[Sample | None] = [None] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: (len(prompts[i]), i))  # like lengths together: little padding
@@ -70,6 +70,8 @@ class HFSampler:
             for i, ids in zip(places, completions, strict=True):
                 tokens = Rendered(prompts[i], ids, (True,) * len(ids))
                 samples[i] = Sample(tokens, "student", rows[i][0], truncated=ids[-1] not in self.end_ids)
+            if done is not None:
+                done([sample for i in places if (sample := samples[i]) is not None])
         return [s for s in samples if s is not None]
 
     @torch.no_grad()

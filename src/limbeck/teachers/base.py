@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from limbeck.signal import Sample, Signal
+from limbeck.signal import Ask, Sample, Signal
 
 Answers = list[list[Signal | None]]
 Named = Sequence[Sequence[Tensor]]
@@ -18,12 +18,14 @@ Named = Sequence[Sequence[Tensor]]
 class Teacher(ABC):
     """Answers given token ids with a signal for each active token.
 
-    name: as it is shown, and as metrics by teacher are called.
+    name: as it is shown.
+    ask: what it is asked for of every active token.
     identity: what makes its answers what they are, weights and all; a store of scored rollouts keeps it.
     moves: asked again later it would answer otherwise (live weights, an average over the steps).
     """
 
     name: str
+    ask: Ask
     identity: str
     moves: bool = False
 
@@ -41,6 +43,10 @@ class Teacher(ABC):
 
     def expect(self, samples: Sequence[Sample]) -> None:
         """Samples that `score` will be asked for soon: a server may be asked already, while others are being made."""
+
+    def who(self, sample: Sample) -> str:
+        """Which of several teachers the sample is sent to; metrics by teacher are called after it. Else empty."""
+        return ""
 
     def follow(self) -> None:
         """The student has taken an optimizer step."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.data.collate import collate
-from limbeck.models import hidden_states, model_head
+from limbeck.losses import Head
+from limbeck.models import fingerprint, hidden_states, model_head
 from limbeck.signal import Ask, Sample, Signal, signal_of, split
 from limbeck.teachers.base import Answers, Named, Teacher
+from limbeck.teachers.shadow import Shadow
 
 
 @dataclass
@@ -21,7 +23,11 @@ class LocalTeacher(Teacher):
     """Scores with `model`, in eval mode and without gradients.
 
     view: entered around every scoring, e.g. `peft_model.disable_adapter` for the base under an adapter.
+    shadow: other weights that the model wears while it scores: a frozen copy of the student, or its average.
+    moves: asked again after the next step it would answer otherwise. Its head is copied, so that an answer stays what
+        it was while the student learns.
     offload: the model lies in main memory and is moved once a generation batch, not once a micro-batch.
+    answer_device: where the signals are needed; by default the teacher's own device.
     """
 
     model: nn.Module
@@ -30,12 +36,17 @@ class LocalTeacher(Teacher):
     valid: int
     pad_id: int
     device: torch.device | str = "cpu"
+    answer_device: torch.device | str | None = None
     offload: bool = False
+    moves: bool = False
+    shadow: Shadow | None = None
     view: Callable[[], AbstractContextManager] = field(default=nullcontext)
     autocast: Callable[..., AbstractContextManager] = field(default=nullcontext)
 
     def __post_init__(self) -> None:
-        self.identity = fingerprint(self.model)
+        self.identity = "" if self.moves else fingerprint(self.model)
+        if self.shadow is not None:
+            self.view = self.shadow.worn
 
     @torch.no_grad()
     def score(self, batches: Sequence[Sequence[Sample]], named: Named | None = None) -> Answers:
@@ -45,8 +56,9 @@ class LocalTeacher(Teacher):
             self.model.to(self.device)
         try:
             with self.view(), self.autocast():
+                head = self._head() if batches else None
                 return [
-                    self._score_batch(samples, named[i] if named is not None else None)
+                    self._score_batch(samples, named[i] if named is not None else None, head)
                     for i, samples in enumerate(batches)
                 ]
         finally:
@@ -54,20 +66,34 @@ class LocalTeacher(Teacher):
             if self.offload:
                 self.model.to("cpu")
 
-    def _score_batch(self, samples: Sequence[Sample], named: Sequence[Tensor] | None) -> list[Signal | None]:
+    def _head(self) -> Head:
+        """The head as plain tensors: a signal that holds it must not follow the model to another device, or to its
+        next weights."""
+        head = model_head(self.model, self.valid)
+        copy = self.moves and self.ask.kind == "hidden"
+
+        def keep(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(self.answer_device or tensor.device, copy=copy)
+
+        return replace(head, weight=keep(head.weight), bias=None if head.bias is None else keep(head.bias))
+
+    def _score_batch(
+        self, samples: Sequence[Sample], named: Sequence[Tensor] | None, head: Head | None
+    ) -> list[Signal | None]:
+        assert head is not None
         batch = collate([s.tokens for s in samples], self.pad_id).to(self.device)
         hidden = hidden_states(self.model, batch.input_ids, (batch.rows, batch.cols))
-        ids = torch.cat(list(named)).to(self.device) if named is not None else None
-        signal = signal_of(self.ask, hidden, model_head(self.model, self.valid), ids)
-        return list(split(signal, batch.counts))
+        hidden = hidden if self.answer_device is None else hidden.to(self.answer_device)
+        ids = torch.cat(list(named)).to(hidden.device) if named is not None else None
+        return list(split(signal_of(self.ask, hidden, head, ids), batch.counts))
 
+    def follow(self) -> None:
+        if self.shadow is not None:
+            self.shadow.follow()
 
-def fingerprint(model: nn.Module) -> str:
-    """A hash of a model's names, shapes and a sample of 64 numbers from every tensor: another model has another one."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
-        step = max(flat.numel() // 64, 1)
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(str(flat[::step][:64].tolist()).encode())
-    return digest.hexdigest()
+    def state(self) -> dict[str, Any]:
+        return {} if self.shadow is None else self.shadow.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if self.shadow is not None:
+            self.shadow.restore(state)

@@ -18,12 +18,11 @@ from limbeck.config.schema import Config, Model
 from limbeck.errors import ConfigError
 from limbeck.models import add_lora, check_head, dropout_off, load_model, unwrap
 from limbeck.rollouts import HFSampler, Sampling, sample_dataset
-from limbeck.signal import Ask
-from limbeck.teachers import LocalTeacher, Teacher
 from limbeck.train.objective import DivergenceLoss
 from limbeck.train.prepare import Prepared
 from limbeck.train.step import Parts
 from limbeck.train.student import StudentStep
+from limbeck.train.teacher import build_teacher
 
 ROLLOUT_BATCH = 32  # sequences a `generate` call, where not given
 
@@ -142,45 +141,6 @@ def objective_of(config: Config) -> DivergenceLoss:
         sft_alpha=m.sft_alpha,
         impl=m.loss_impl,
     )
-
-
-def build_teacher(
-    prepared: Prepared, accelerator: Accelerator, student: nn.Module, choices: list[Choice]
-) -> Teacher | None:
-    """The teacher of the method's row: none, a frozen model of its own, or the base under the student's adapter."""
-    config, source = prepared.config, prepared.method.source
-    topk = config.method.gkd_logits_topk
-    shared: dict[str, Any] = {
-        "ask": Ask("topk" if topk else "hidden", topk or 0, config.method.loss_temperature),
-        "valid": prepared.valid,
-        "pad_id": prepared.tokenizer.pad_token_id,
-        "device": accelerator.device,
-        "autocast": accelerator.autocast,
-    }
-    if source == "none":
-        return None
-    if source == "base":
-        assert isinstance(student, PeftModel)
-        return LocalTeacher(student, name="base", view=student.disable_adapter, **shared)
-    t = config.teacher
-    assert t.teacher_model is not None
-    dtype = t.teacher_torch_dtype
-    if dtype == "auto" and (accelerator.device.type == "cpu" or t.teacher_model == config.model.model):
-        dtype = cast(Any, str(next(student.parameters()).dtype).removeprefix("torch."))
-        choices.append(Choice("teacher_torch_dtype", dtype, "as the student computes, so that equal weights agree"))
-    teacher = load_model(
-        t.teacher_model,
-        revision=t.teacher_model_revision,
-        dtype=dtype,
-        attn_impl=config.model.attn_impl,
-        adapters=t.teacher_adapters,
-        trust_remote_code=config.model.trust_remote_code,
-        trainable=False,
-    )
-    check_head(teacher)
-    if not t.offload_teacher_model:
-        teacher.to(accelerator.device)
-    return LocalTeacher(teacher, name=t.teacher_model, offload=t.offload_teacher_model, **shared)
 
 
 def build_sampler(prepared: Prepared, accelerator: Accelerator, model: nn.Module) -> HFSampler:

@@ -5,6 +5,7 @@
     limbeck_state.json                      what must be equal for the stream of rows to go on where it stopped
     rank-R.pt                               optimizer, scheduler, random states, sums since the last line of the log
     generation-R.json                       the samples of a generation batch that is not used up
+    signals-R.pt                            what the teacher said of them, where it would say otherwise now
 
 A checkpoint is written beside its name and renamed when whole: a killed run leaves no half of one.
 """
@@ -26,8 +27,9 @@ from transformers.trainer_callback import TrainerState
 
 from limbeck.data.render import Rendered
 from limbeck.errors import ConfigError
+from limbeck.losses import Head
 from limbeck.rollouts import Row
-from limbeck.signal import Sample
+from limbeck.signal import Hidden, Sample, Scored, Signal, TopK
 from limbeck.train.meter import Meter
 from limbeck.train.step import Generation, Parts
 
@@ -83,9 +85,12 @@ def save(parts: Parts, progress: Progress, tokenizer: Any, run_folder: Path, *, 
             "scheduler": parts.scheduler.state_dict(),
             "random": _random_state(),
             "meter": progress.meter.state(),
+            "teacher": parts.teacher.state() if parts.teacher is not None else {},
         },
         partial / f"rank-{rank}.pt",
     )
+    if (signals := _dump_signals(parts, progress.generation)) is not None:
+        torch.save(signals, partial / f"signals-{rank}.pt")
     if progress.generation is not None:
         text = json.dumps(_dump_generation(progress.generation, parts.rows))
         (partial / f"generation-{rank}.json").write_text(text)
@@ -127,6 +132,11 @@ def restore(parts: Parts, progress: Progress, checkpoint: Path) -> None:
     saved = checkpoint / f"generation-{parts.accelerator.process_index}.json"
     if saved.exists():
         progress.generation = _load_generation(json.loads(saved.read_text()), parts.rows)
+    signals = checkpoint / f"signals-{parts.accelerator.process_index}.pt"
+    if signals.exists() and progress.generation is not None:
+        _load_signals(progress.generation, torch.load(signals, map_location="cpu", weights_only=True))
+    if parts.teacher is not None and own["teacher"]:
+        parts.teacher.restore(own["teacher"])
     _set_random_state(own["random"])
 
 
@@ -183,7 +193,7 @@ def _dump_generation(generation: Generation, rows: Sequence[Row]) -> dict[str, A
 
 
 def _load_generation(saved: dict[str, Any], rows: Sequence[Row]) -> Generation:
-    """The samples as they were drawn; their signals are asked for again, of the whole batch, as the first time."""
+    """The samples as they were drawn; where their signals were not saved, they are asked for again."""
 
     def load(row: int, prompt: list[int], response: list[int], mask: list[int], truncated: bool) -> Sample:
         tokens = Rendered(tuple(prompt), tuple(response), tuple(map(bool, mask)))
@@ -191,6 +201,55 @@ def _load_generation(saved: dict[str, Any], rows: Sequence[Row]) -> Generation:
 
     steps = [[[load(*s) for s in batch] for batch in step] for step in saved["steps"]]
     return Generation(saved["index"], saved["source"], steps, used=saved["used"])
+
+
+def _dump_signals(parts: Parts, generation: Generation | None) -> dict[str, Any] | None:
+    """The signals still to be learnt from, where asking again would give others: from a teacher that moves, or about
+    ids that the student named. Each head is kept once."""
+    teacher = parts.teacher
+    if teacher is None or generation is None or generation.spent or generation.scored is None:
+        return None
+    if not (teacher.moves or teacher.ask.names):
+        return None
+    heads: list[Head] = []
+
+    def dump(signal: Signal | None) -> dict[str, Any]:
+        if isinstance(signal, TopK):
+            return {"logprobs": signal.logprobs, "ids": signal.ids, "log_tail": signal.log_tail}
+        assert signal is not None
+        if all(head is not signal.head for head in heads):
+            heads.append(signal.head)
+        number = next(i for i, head in enumerate(heads) if head is signal.head)
+        return {"hidden": signal.hidden.clone(), "head": number}  # a view would take its whole storage along
+
+    number = {
+        id(s): (i, j, k) for i, step in enumerate(generation.steps) for j, b in enumerate(step) for k, s in enumerate(b)
+    }
+    told = [
+        {"at": number[id(s.sample)], "teacher": s.teacher, **dump(s.signal)}
+        for step in generation.scored
+        for batch in step
+        for s in batch
+    ]
+    kept = [{f: getattr(head, f) for f in ("weight", "bias", "softcap", "scale", "valid")} for head in heads]
+    return {"told": told, "heads": kept}
+
+
+def _load_signals(generation: Generation, saved: dict[str, Any]) -> None:
+    """Scores the generation with what was saved; a row that is not there was refused."""
+    heads = [Head(**head) for head in saved["heads"]]
+    told: dict[tuple[int, int], list[Scored]] = {}
+    for entry in saved["told"]:
+        i, j, k = entry["at"]
+        signal = (
+            Hidden(entry["hidden"], heads[entry["head"]])
+            if "hidden" in entry
+            else TopK(entry["logprobs"], entry["ids"], entry["log_tail"])
+        )
+        told.setdefault((i, j), []).append(Scored(generation.steps[i][j][k], signal, entry["teacher"]))
+    generation.scored = [
+        [told[i, j] for j in range(len(step)) if (i, j) in told] for i, step in enumerate(generation.steps)
+    ]
 
 
 def _random_state() -> dict[str, Any]:

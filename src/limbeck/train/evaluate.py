@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
-from limbeck.signal import Sample, Scored
+from limbeck.signal import Sample, Scored, Signal
 from limbeck.teachers import Teacher
 from limbeck.train.meter import Meter
-from limbeck.train.parallel import own_part
-from limbeck.train.step import micro_batch, micro_batches
+from limbeck.train.parallel import highest, own_part, together
+from limbeck.train.step import ask, micro_batch, micro_batches
+from limbeck.train.student import StudentStep
 
 
 @torch.no_grad()
 def evaluate(
     accelerator: Accelerator,
-    student: nn.Module,
+    student: StudentStep,
     teacher: Teacher | None,
     samples: Sequence[Sample],
     *,
@@ -33,8 +33,15 @@ def evaluate(
     meter, counts = Meter(), {"tokens": 0, "rows": 0, "refused": 0}
     training = student.training
     student.eval()
-    for batch in micro_batches(own_part(accelerator, samples), batch_size):
-        signals = teacher.score([batch])[0] if teacher else [None] * len(batch)
+    batches = micro_batches(own_part(accelerator, samples), batch_size)
+    if teacher is not None and not teacher.ask.names:
+        teacher.expect([s for batch in batches for s in batch])
+    for i in range(highest(accelerator, len(batches))):  # ranks ask equally often, and fail together
+        batch = batches[i] if i < len(batches) else []
+        signals: list[Signal | None] = [None] * len(batch)
+        if teacher is not None:
+            with together(accelerator):
+                signals = ask(teacher, student, [batch], pad_id=pad_id, accelerator=accelerator)[0] if batch else []
         scored = [Scored(s, g) for s, g in zip(batch, signals, strict=True) if g is not None or teacher is None]
         counts["refused"] += len(batch) - len(scored)
         micro = micro_batch(scored, pad_id, accelerator.device)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from limbeck.errors import TeacherError
 from limbeck.report import Console, MetricsFile, log
 from limbeck.signal import Sample
 from limbeck.train import checkpoint, parallel
@@ -77,13 +78,21 @@ def fit(
             except NonFinite as error:
                 _save_culprits(error, parts, progress, book)
                 raise
+            except TeacherError:
+                _save_before_leaving(parts, progress, book)
+                raise
             progress.seconds = time.monotonic() - began
             control = _account(parts, progress, hooks, result)
             if control.should_log or stats:
                 _log(parts, progress, hooks, book, result)
             else:
                 book.console.tick(state.global_step)
-            if control.should_evaluate and (after := _evaluate(parts, progress, book, held_out)):
+            try:
+                after = _evaluate(parts, progress, book, held_out) if control.should_evaluate else {}
+            except TeacherError:
+                _save_before_leaving(parts, progress, book)
+                raise
+            if after:
                 outcome.evaluation["after"] = after
                 hooks.call("on_evaluate", metrics=after)
             reason = _reason_to_stop(parts, progress, book, interrupted, control.should_training_stop)
@@ -127,6 +136,9 @@ def _account(parts: Parts, progress: checkpoint.Progress, hooks: Hooks, result: 
         meter.add(f"seconds/{name}", seconds, 0)
     for name in ("sample", "score"):
         meter.add(f"seconds/{name}", 0.0, 1)
+    for name, count in (parts.teacher.counts() if parts.teacher is not None else {}).items():
+        meter.add(name, count * parts.accelerator.num_processes, 0)  # sums over ranks, a step
+        meter.add(name, 0.0, 1)
     generation.seconds.clear()
     refused, generation.refused = generation.refused, 0
     progress.refused += int(parallel.total(parts.accelerator, refused))
@@ -216,9 +228,15 @@ def _save_culprits(error: NonFinite, parts: Parts, progress: checkpoint.Progress
         for s in error.samples
         for ids in [list(s.tokens.prompt_ids + s.tokens.response_ids)]
     )
+    _save_before_leaving(parts, progress, book)
+
+
+def _save_before_leaving(parts: Parts, progress: checkpoint.Progress, book: Book) -> None:
+    """The checkpoint of the last whole step, where there was one."""
     if progress.state.global_step > 0:
         parts.optimizer.zero_grad()
-        checkpoint.save(parts, progress, book.tokenizer, book.folder, keep=None)
+        path = checkpoint.save(parts, progress, book.tokenizer, book.folder, keep=None)
+        book.console.say(f"saved {path.name}; the run goes on from there with --resume_from_checkpoint auto")
 
 
 @contextmanager

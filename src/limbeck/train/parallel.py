@@ -11,6 +11,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from limbeck.errors import LimbeckError
+
 T = TypeVar("T")
 
 
@@ -42,6 +44,20 @@ def split_evenly(items: Sequence[T], parts: int) -> list[list[T]]:
     base, more = divmod(len(items), parts)
     edges = [i * base + min(i, more) for i in range(parts + 1)]
     return [list(items[a:b]) for a, b in pairwise(edges)]
+
+
+@contextmanager
+def together(accelerator: Accelerator) -> Iterator[None]:
+    """An error inside, on any rank, is raised on all of them. Every rank must come by."""
+    own: LimbeckError | None = None
+    try:
+        yield
+    except LimbeckError as error:
+        own = error
+    errors = gather(accelerator, own)
+    found = own or next((error for error in errors if error is not None), None)
+    if found is not None:
+        raise found
 
 
 @contextmanager

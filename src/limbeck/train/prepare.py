@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from limbeck.config.defaults import Choice, resolve_defaults
 from limbeck.config.method import MethodRow, resolve_method
+from limbeck.config.routes import routes_of
 from limbeck.config.schema import Config
 from limbeck.data import Dropped, Example, load_examples, render_all
 from limbeck.errors import ConfigError, DataError
@@ -71,7 +74,8 @@ def prepare(config: Config, *, world_size: int = 1, answered_only: bool = False)
         )
     end_ids = end_token_ids(tokenizer, load_generation_config(model.model, revision=model.model_revision))
     if method.source == "model":
-        end_ids |= _teacher_end_ids(config, tokenizer, end_ids, notes)
+        for name, revision in teachers_here(config):
+            end_ids |= _teacher_end_ids(config, name, revision, tokenizer, end_ids, notes)
     if method.lmbda == 1:
         examples = [replace(e, response=None) for e in examples]
         if prompt_only < len(examples):
@@ -89,6 +93,9 @@ def prepare(config: Config, *, world_size: int = 1, answered_only: bool = False)
     if not rows:
         raise dropped.error("no row is left")
     _check_held_out(config, held_rows, held_out, dropped_held_out)
+    by_teacher = rows_by_teacher(config, [*rows, *held_rows])
+    if idle := [name for name, count in by_teacher.items() if not count]:
+        notes.append(f"no row is sent to {', '.join(idle)}")
     plan, max_steps = arithmetic(config, method, len(rows), world_size)
     return Prepared(
         config=config,
@@ -166,26 +173,60 @@ def _read(config: Config) -> tuple[list[Example], Dropped, list[Example], Droppe
     return examples, dropped, held_out, dropped_held_out
 
 
-def _teacher_end_ids(config: Config, tokenizer: Any, own: frozenset[int], notes: list[str]) -> frozenset[int]:
+def rows_by_teacher(config: Config, rows: Sequence[Row]) -> dict[str, int]:
+    """Rows that each of several teachers is asked about, by its name; empty where there is one teacher or none.
+
+    Raises DataError for rows whose tag no teacher has.
+    """
+    teacher = config.teacher
+    routes = [*routes_of(teacher.teacher_model), *routes_of(teacher.teacher_model_server)]
+    if not routes:
+        return {}
+    name_of = {tag: route.name for route in routes for tag in route.tags}
+    counts = dict.fromkeys((route.name for route in routes), 0)
+    key, lost = teacher.teacher_tag_key, Counter[str]()
+    places: dict[str, str] = {}
+    for example, _ in rows:
+        tag = str(example.columns[key]) if key in example.columns else "none"
+        if key in example.columns and tag in name_of:
+            counts[name_of[tag]] += 1
+        else:
+            lost[tag] += 1
+            places.setdefault(tag, example.origin)
+    if lost:
+        tags = ", ".join(f"{tag!r} ({count} rows, first {places[tag]})" for tag, count in lost.most_common(3))
+        raise DataError(
+            f"{sum(lost.values())} rows have a {key} that no teacher has a tag for: {tags}",
+            where=f"--teacher_tag_key {key}",
+            fix=f"give one of the teachers the tag (they have: {', '.join(name_of)}), or name another column",
+        )
+    return counts
+
+
+def teachers_here(config: Config) -> list[tuple[str, str | None]]:
+    """Names and revisions of the teachers that are loaded here, or that are the student itself by name."""
+    named = config.teacher.teacher_model
+    if isinstance(named, str):
+        return [(named, config.teacher.teacher_model_revision)]
+    return [(route.model, route.revision) for route in routes_of(named)]
+
+
+def _teacher_end_ids(
+    config: Config, name: str, revision: str | None, tokenizer: Any, own: frozenset[int], notes: list[str]
+) -> frozenset[int]:
     """The teacher's end tokens where samples may end at them too; where they may not, says which the student lacks.
 
     Raises ConfigError for a teacher that reads other ids."""
-    teacher = config.teacher
-    assert teacher.teacher_model is not None
-    theirs = load_tokenizer(
-        teacher.teacher_model,
-        revision=teacher.teacher_model_revision,
-        trust_remote_code=config.model.trust_remote_code,
-    )
+    theirs = load_tokenizer(name, revision=revision, trust_remote_code=config.model.trust_remote_code)
     difference = tokenizer_difference(tokenizer, theirs)
     if difference:
         raise ConfigError(
             f"student and teacher have different tokenizers: {difference}",
-            where=f"--model {config.model.model}, --teacher_model {teacher.teacher_model}",
+            where=f"--model {config.model.model}, --teacher_model {name}",
             fix="choose a teacher of the student's family, or train on the teacher's answers: `limbeck generate`, "
             "then `limbeck sft`",
         )
-    ends = end_token_ids(theirs, load_generation_config(teacher.teacher_model, revision=teacher.teacher_model_revision))
+    ends = end_token_ids(theirs, load_generation_config(name, revision=revision))
     if config.rollout.stop_at_teacher_eos:
         return ends
     if ends - own:

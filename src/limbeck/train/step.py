@@ -22,11 +22,13 @@ from torch import nn
 from limbeck.data.collate import collate
 from limbeck.data.order import rows_of_generation
 from limbeck.errors import TrainError
+from limbeck.models import evaluating
 from limbeck.rollouts import Row, Sampler, draw_source
-from limbeck.signal import Sample, Scored, Source, concatenate
-from limbeck.teachers import Teacher
+from limbeck.signal import Sample, Scored, Source, parts_of
+from limbeck.teachers import Answers, Teacher
 from limbeck.train import parallel
-from limbeck.train.objective import MicroBatch
+from limbeck.train.objective import MicroBatch, Stats
+from limbeck.train.student import StudentStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,9 @@ def sample(parts: Parts, index: int) -> Generation:
     n_steps = math.ceil(len(repeated) / plan.step_batch)
     own = parallel.own_part(parts.accelerator, repeated)
     seed = (plan.seed * 1_000_003 + index) * 1_009 + parts.accelerator.process_index
-    samples = parts.samplers[source](own, seed=seed % 2**62)
+    teacher = parts.teacher
+    done = None if teacher is None or teacher.ask.names else teacher.expect  # the student names ids when all are there
+    samples = parts.samplers[source](own, seed=seed % 2**62, done=done)
     steps = [micro_batches(part, plan.micro_batch) for part in parallel.split_evenly(samples, n_steps)]
     return Generation(index, source, steps, seconds={"sample": time.perf_counter() - began})
 
@@ -137,21 +141,38 @@ def micro_batches(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
 
 def score(parts: Parts, generation: Generation) -> None:
     """Asks the teacher once for all of the generation batch that is still to be learnt from. A row that it refuses
-    leaves the step and its denominator, and is counted."""
-    began = time.perf_counter()
+    leaves the step and its denominator, and is counted.
+
+    Raises, on every rank, what the teacher raised on one of them: no rank waits for another that has given up.
+    """
+    began, accelerator, teacher = time.perf_counter(), parts.accelerator, parts.teacher
     steps = [[] if i < generation.used else step for i, step in enumerate(generation.steps)]
     flat = [batch for step in steps for batch in step]
-    if parts.teacher is None:
+    if teacher is None:
         answers = [[Scored(s, None) for s in batch] for batch in flat]
     else:
+        student = accelerator.unwrap_model(parts.student)
+        with parallel.together(accelerator):
+            signals = ask(teacher, student, flat, pad_id=parts.pad_id, accelerator=accelerator)
         answers = [
-            [Scored(s, signal) for s, signal in zip(batch, signals, strict=True) if signal is not None]
-            for batch, signals in zip(flat, parts.teacher.score(flat), strict=True)
+            [Scored(s, signal, teacher.who(s)) for s, signal in zip(batch, told, strict=True) if signal is not None]
+            for batch, told in zip(flat, signals, strict=True)
         ]
     generation.refused = sum(map(len, flat)) - sum(map(len, answers))
     rest = iter(answers)
     generation.scored = [[batch for batch in (next(rest) for _ in step) if batch] for step in steps]
     generation.seconds["score"] = time.perf_counter() - began
+
+
+def ask(
+    teacher: Teacher, student: StudentStep, batches: list[list[Sample]], *, pad_id: int, accelerator: Accelerator
+) -> Answers:
+    """The teacher's answers; where the student names the ids, its likeliest ones as its weights are now."""
+    if not teacher.ask.names:
+        return teacher.score(batches)
+    with accelerator.autocast(), evaluating(student):
+        named = [student.likeliest(batch, teacher.ask.named_k, pad_id, accelerator.device) for batch in batches]
+    return teacher.score(batches, named)
 
 
 def learn(parts: Parts, batches: list[list[Scored]], source: Source, *, stats: bool) -> StepResult:
@@ -175,7 +196,7 @@ def learn(parts: Parts, batches: list[list[Scored]], source: Source, *, stats: b
             # engines average gradients over ranks, the denominator is global: hence the number of processes
             accelerator.backward(part * (accelerator.num_processes / max(tokens, 1)))
         loss_sum += value
-        for name, per_token in token_stats.items():
+        for name, per_token in _by_teacher(token_stats, batch).items():
             before, count = sums.get(name, (0.0, 0))
             sums[name] = before + float(per_token.double().sum()), count + per_token.numel()
     parameters = [p for p in parts.student.parameters() if p.requires_grad]
@@ -184,6 +205,8 @@ def learn(parts: Parts, batches: list[list[Scored]], source: Source, *, stats: b
     learning_rate = parts.optimizer.param_groups[0]["lr"]
     if norm > 0:  # no rows, or a student equal to its teacher: weight decay alone must not move the weights
         parts.optimizer.step()
+        if parts.teacher is not None:
+            parts.teacher.follow()
     parts.scheduler.step()
     parts.optimizer.zero_grad()
     return StepResult(
@@ -207,7 +230,18 @@ def micro_batch(scored: Sequence[Scored], pad_id: int, device: torch.device) -> 
         dtype=torch.bool,
         device=device,
     )
-    return MicroBatch(batch, concatenate(signals) if signals else None, on_dataset)
+    counts = [s.sample.n_active for s in scored]
+    return MicroBatch(batch, parts_of(signals, counts, device) if signals else [], on_dataset)
+
+
+def _by_teacher(stats: Stats, scored: Sequence[Scored]) -> Stats:
+    """The statistics, and the divergence once more by teacher, where there are several."""
+    names = {s.teacher for s in scored if s.teacher}
+    if not names or "divergence" not in stats:
+        return stats
+    each = stats["divergence"].split([s.sample.n_active for s in scored])
+    mine = {name: [d for d, s in zip(each, scored, strict=True) if s.teacher == name] for name in names}
+    return stats | {f"divergence/{name}": torch.cat(parts) for name, parts in mine.items()}
 
 
 def _stop_if(broken: bool, what: str, samples: Sequence[Sample]) -> None:

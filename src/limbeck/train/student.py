@@ -5,11 +5,15 @@ The loss runs inside the forward, so that an engine's hooks gather the head's we
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
+from limbeck.data.collate import collate
+from limbeck.losses import linear_topk
 from limbeck.models import hidden_states, model_head
+from limbeck.signal import Sample
 from limbeck.train.objective import MicroBatch, Stats
 
 Objective = Callable[..., tuple[Tensor, Stats]]
@@ -29,3 +33,10 @@ class StudentStep(nn.Module):
         batch = micro.batch
         hidden = hidden_states(self.model, batch.input_ids, (batch.rows, batch.cols))
         return self.objective(hidden, model_head(self.model, self.valid), micro, stats=stats)
+
+    def likeliest(self, samples: Sequence[Sample], k: int, pad_id: int, device: torch.device) -> list[Tensor]:
+        """The student's k likeliest ids [N, k] int64 at the active tokens of every sample."""
+        batch = collate([s.tokens for s in samples], pad_id).to(device)
+        hidden = hidden_states(self.model, batch.input_ids, (batch.rows, batch.cols))
+        _, ids, _ = linear_topk(hidden, model_head(self.model, self.valid), k)
+        return list(ids.split(list(batch.counts)))

@@ -163,11 +163,29 @@ REFUSED = {
   where: --teacher_model_server http://host:8000
   fix:   add --gkd_logits_topk 64 (the server must allow --max_logprobs >= 64)""",
     ),
-    "server at another temperature": (
-        SERVER | {"gkd_logits_topk": 64, "loss_temperature": 2},
-        """error: --teacher_model_server answers at temperature 1 only
-  where: --teacher_model_server http://host:8000, --loss_temperature 2
-  fix:   use --loss_temperature 1, or --topk_mode renorm, which can be rescaled exactly""",
+    "hidden states of another source": (
+        GKD | {"teacher_hidden_states": True},
+        """error: --teacher_hidden_states is for the full vocabulary from a server, and this run has full from model
+  where: --teacher_hidden_states true
+  fix:   leave it out, or leave out --gkd_logits_topk and name a --teacher_model_server""",
+    ),
+    "support without topk": (
+        GKD | {"topk_support": "union"},
+        """error: --topk_support union has no K: this run compares full
+  where: --topk_support union
+  fix:   add --gkd_logits_topk 64, or leave --topk_support out""",
+    ),
+    "store of hidden states": (
+        GKD | {"teacher_cache": "store"},
+        """error: --teacher_cache keeps top-k log-probabilities, and this run takes the full vocabulary
+  where: --teacher_cache store
+  fix:   add --gkd_logits_topk 64, or leave the store out""",
+    ),
+    "store of a moving teacher": (
+        {"teacher_source": "ema", "teacher_cache": "store", "gkd_logits_topk": 8, "sft_alpha": 1},
+        """error: --teacher_cache keeps what a fixed teacher said, and --teacher_source ema is none
+  where: --teacher_cache store
+  fix:   leave the store out, or name a teacher with --teacher_model or --teacher_model_server""",
     ),
     "advantage on off-policy tokens": (
         GKD | {"rlhf_type": "grpo", "lmbda": 0.25},
@@ -192,7 +210,7 @@ policy gradient behind it
         {"teacher_source": "base"},
         """error: the student is its own teacher and reads the same prompt: the loss is identically zero
   where: --teacher_source base
-  fix:   name another teacher with --teacher_model, give the rows a teacher_prompt column, or start from --adapters""",
+  fix:   name another teacher with --teacher_model, or start from --adapters with --teacher_source base""",
     ),
     "all weights of an adapted model": (
         GKD | {"adapters": ["a"], "tuner_type": "full"},
@@ -223,18 +241,6 @@ policy gradient behind it
         """error: a teacher_prompt column (OPSD) is not built yet: teacher and student must read the same prompt
   where: --dataset rows.jsonl
   fix:   take the column teacher_prompt out of the rows and name a teacher with --teacher_model""",
-    ),
-    "server is not built": (
-        SERVER | {"gkd_logits_topk": 64},
-        """error: --teacher_model_server is not built yet: the teacher must be loaded here
-  where: --teacher_model_server http://host:8000
-  fix:   use --teacher_model with the name of the model that the server holds""",
-    ),
-    "self-teacher is not built": (
-        {"teacher_source": "ema", "adapters": ["a"]},
-        """error: --teacher_source ema is not built yet
-  where: --teacher_source ema
-  fix:   use --teacher_source base with --tuner_type lora, or load the model as --teacher_model student""",
     ),
 }
 

@@ -1,0 +1,184 @@
+"""The teacher of the method's row, from the configuration: none, models loaded here, servers, or the student itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import nn
+
+from limbeck.config.defaults import Choice
+from limbeck.config.method import Source
+from limbeck.config.routes import ModelRoute, ServerRoute
+from limbeck.config.schema import Config
+from limbeck.models import check_head, load_model
+from limbeck.signal import Ask
+from limbeck.teachers import LocalTeacher, RoutedTeacher, Shadow, Teacher
+from limbeck.train.prepare import Prepared
+
+
+@dataclass(frozen=True)
+class _Site:
+    """What every kind of teacher is built from. say: for a person, while a server is waited for."""
+
+    prepared: Prepared
+    accelerator: Accelerator
+    student: nn.Module
+    choices: list[Choice]
+    say: Callable[[str], None]
+
+    @property
+    def config(self) -> Config:
+        return self.prepared.config
+
+    def local(self, model: nn.Module, name: str, **more: Any) -> LocalTeacher:
+        return LocalTeacher(
+            model,
+            name=name,
+            ask=ask_of(self.config),
+            valid=self.prepared.valid,
+            pad_id=self.prepared.tokenizer.pad_token_id,
+            device=more.pop("device", self.accelerator.device),
+            autocast=self.accelerator.autocast,
+            **more,
+        )
+
+
+def ask_of(config: Config) -> Ask:
+    """What the method needs to know of the teacher at every active token."""
+    method = config.method
+    k, temperature = method.gkd_logits_topk, method.loss_temperature
+    if k is None:
+        return Ask("hidden", temperature=temperature)
+    kinds = {
+        "teacher": Ask("topk", k, temperature),
+        "student": Ask("named", 0, temperature, named_k=k),
+        "union": Ask("union", k, temperature, named_k=k),
+    }
+    return kinds[method.topk_support]
+
+
+def build_teacher(
+    prepared: Prepared,
+    accelerator: Accelerator,
+    student: nn.Module,
+    choices: list[Choice],
+    *,
+    say: Callable[[str], None] = print,
+) -> Teacher | None:
+    """Loads it, or finds its server, and puts the store around it. Raises ConfigError or ModelError for what cannot
+    work, and TeacherError for a server that stays away."""
+    config, source = prepared.config, prepared.method.source
+    if source == "none":
+        return None
+    teacher = _BUILDERS[source](_Site(prepared, accelerator, student, choices, say))
+    if config.teacher.teacher_cache is None:
+        return teacher
+    from limbeck.models import tokenizer_fingerprint
+    from limbeck.teachers.store import StoredTeacher
+
+    return StoredTeacher(
+        teacher,
+        teacher.ask,
+        config.teacher.teacher_cache,
+        tokenizer=tokenizer_fingerprint(prepared.tokenizer),
+        valid=prepared.valid,
+    )
+
+
+def _model(site: _Site) -> Teacher:
+    t = site.config.teacher
+    if isinstance(t.teacher_model, list):
+        each = [(route.tags, _load(site, route)) for route in t.teacher_model]
+        return RoutedTeacher(each, t.teacher_tag_key)
+    assert t.teacher_model is not None
+    route = ModelRoute(tags=[], model=t.teacher_model, revision=t.teacher_model_revision, adapters=t.teacher_adapters)
+    return _load(site, route)
+
+
+def _load(site: _Site, route: ModelRoute) -> LocalTeacher:
+    t, m, home = site.config.teacher, site.config.model, site.accelerator.device
+    device = torch.device(t.teacher_device) if t.teacher_device else home
+    dtype = t.teacher_torch_dtype
+    if dtype == "auto" and (device.type == "cpu" or route.model == m.model):
+        dtype = cast(Any, str(next(site.student.parameters()).dtype).removeprefix("torch."))
+        site.choices.append(
+            Choice("teacher_torch_dtype", dtype, "as the student computes, so that equal weights agree")
+        )
+    model = load_model(
+        route.model,
+        revision=route.revision,
+        dtype=dtype,
+        attn_impl=m.attn_impl,
+        adapters=route.adapters,
+        trust_remote_code=m.trust_remote_code,
+        trainable=False,
+        quant_bits=t.teacher_quant_bits,
+    )
+    check_head(model)
+    if not t.offload_teacher_model and t.teacher_quant_bits is None:
+        cast(nn.Module, model).to(device)
+    answers = None if device == home else home
+    return site.local(model, route.model, device=device, answer_device=answers, offload=t.offload_teacher_model)
+
+
+def _server(site: _Site) -> Teacher:
+    t = site.config.teacher
+    if isinstance(t.teacher_model_server, list):
+        each = [(route.tags, _connect(site, route)) for route in t.teacher_model_server]
+        return RoutedTeacher(each, t.teacher_tag_key)
+    assert t.teacher_model_server is not None
+    return _connect(site, ServerRoute(tags=[], url=t.teacher_model_server))
+
+
+def _connect(site: _Site, route: ServerRoute) -> Teacher:
+    from limbeck.teachers.server import ServerTeacher, check_server, discover
+
+    t, ask = site.config.teacher, ask_of(site.config)
+    info = discover(route.url, key=t.teacher_api_key, patience=t.teacher_patience, say=site.say)
+    for note in check_server(info, ask, site.prepared.tokenizer, key=t.teacher_api_key):
+        site.say(f"note: {note}")
+    return ServerTeacher(
+        info,
+        ask,
+        site.prepared.valid,
+        bits=t.teacher_wire_bits,
+        key=t.teacher_api_key,
+        timeout=t.teacher_timeout,
+        patience=t.teacher_patience,
+        concurrency=t.teacher_concurrency,
+        say=site.say,
+    )
+
+
+def _base(site: _Site) -> Teacher:
+    student = site.student
+    assert isinstance(student, PeftModel)
+    return site.local(student, "base", view=student.disable_adapter)
+
+
+def _live(site: _Site) -> Teacher:
+    return site.local(site.student, "live", moves=True)
+
+
+def _frozen(site: _Site) -> Teacher:
+    return site.local(site.student, "frozen", shadow=Shadow(site.student))
+
+
+def _ema(site: _Site) -> Teacher:
+    decay = site.config.teacher.teacher_ema_decay
+    return site.local(site.student, "ema", moves=True, shadow=Shadow(site.student, decay))
+
+
+_BUILDERS: dict[Source, Callable[[_Site], Teacher]] = {
+    "model": _model,
+    "server": _server,
+    "base": _base,
+    "live": _live,
+    "frozen": _frozen,
+    "ema": _ema,
+}
