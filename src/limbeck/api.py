@@ -32,6 +32,7 @@ from limbeck.train.build import build, make_accelerator
 from limbeck.train.hooks import Hooks, as_training_arguments
 from limbeck.train.loop import Book, Outcome, fit, peak_memory_gib
 from limbeck.train.meter import Meter
+from limbeck.train.preflight import preflight
 from limbeck.train.prepare import Prepared, prepare
 from limbeck.train.step import Parts
 
@@ -68,13 +69,16 @@ class Trainer:
         accelerator.wait_for_everyone()
         set_seed(config.run.seed)
         with Console(enabled=main) as console:
-            parts, chosen = build(prepared, accelerator, checkpoint=resumed_from)
+            parts, chosen = build(prepared, accelerator, checkpoint=resumed_from, say=console.say)
             if main:  # not before: a run that cannot be built must not use up its folder
                 self.folder.mkdir(parents=True, exist_ok=True)
                 (self.folder / "config.yaml").write_text(to_yaml(config))
                 (self.folder / "env.json").write_text(json.dumps(environment(accelerator), indent=1))
             self.choices += chosen
             announce(console, prepared, self.choices, parts)
+            if config.run.preflight and resumed_from is None:
+                for line in preflight(prepared, parts):
+                    console.say(line)
             progress, hooks, book = self._open(parts, console)
             summary = read_json(self.folder / "summary.json")  # of earlier attempts, after a resume
             summary["earlier"] = {name: summary.get(name, 0.0) for name in ("seconds", "cpu_seconds")}
@@ -107,6 +111,8 @@ class Trainer:
             if main:
                 self._finish(summary, outcome, console)
             accelerator.end_training()
+            if parts.teacher is not None:
+                parts.teacher.close()
         return outcome
 
     def _open(self, parts: Parts, console: Console) -> tuple[checkpoint.Progress, Hooks, Book]:

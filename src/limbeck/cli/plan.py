@@ -1,4 +1,5 @@
-"""`limbeck plan`: what a run is, what it will cost, and one real row as the student will see it. No weights loaded."""
+"""`limbeck plan`: what a run is, what it will cost, and one real row as the student will see it. No weights are loaded,
+but with --preflight."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from limbeck.config.routes import routes_of
 from limbeck.config.schema import Config
 from limbeck.data import show
 from limbeck.models import describe, skeleton
+from limbeck.train.build import build, make_accelerator
+from limbeck.train.preflight import preflight
 from limbeck.train.prepare import Prepared, prepare, rows_by_teacher, teachers_here
 
 
@@ -32,6 +35,10 @@ def run(config: PlanConfig) -> int:
     _row(out, prepared)
     for warning in (*prepared.method.warnings, *prepared.notes):
         out.print(f"note: {warning}", markup=False)
+    if training.run.preflight and "preflight" in training.run.model_fields_set:
+        accelerator, _ = make_accelerator(training)
+        parts, choices = build(prepared, accelerator, checkpoint=None)
+        _section(out, "preflight", "\n".join([*map(str, choices), *preflight(prepared, parts)]))
     if config.plan.write is not None:
         command = "rlhf" if prepared.config.method.rlhf_type else "sft"
         _write(config.plan.write, to_yaml(prepared.config))

@@ -299,7 +299,8 @@ class Run(Room):
     """The run: its folder, its checkpoints, its end."""
 
     preflight: bool = True
-    """Compare student and teacher before the first step, on a few rows."""
+    """Compare student and teacher on a few rows before the first step. `limbeck plan --preflight` does it too, and
+    loads the weights for it."""
     output_dir: Path | None = None
     """The run folder; by default output/<model>-<method>."""
     seed: int = 42

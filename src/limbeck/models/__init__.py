@@ -1,10 +1,25 @@
 """Models: loading them, their tokenizers, their output heads, and hidden states of chosen positions."""
 
 from limbeck.models.head import check_head, model_head
-from limbeck.models.load import ModelFacts, add_lora, describe, load_generation_config, load_model, skeleton
+from limbeck.models.load import (
+    ModelFacts,
+    add_lora,
+    describe,
+    fingerprint,
+    load_config,
+    load_generation_config,
+    load_model,
+    skeleton,
+)
 from limbeck.models.score import backbone, dropout_off, evaluating, hidden_states, unwrap
 from limbeck.models.shrink import even_layers, keep_layers
-from limbeck.models.tokenizer import end_token_ids, load_tokenizer, tokenizer_difference, valid_ids
+from limbeck.models.tokenizer import (
+    end_token_ids,
+    load_tokenizer,
+    tokenizer_difference,
+    tokenizer_fingerprint,
+    valid_ids,
+)
 
 __all__ = [
     "ModelFacts",
@@ -16,14 +31,17 @@ __all__ = [
     "end_token_ids",
     "evaluating",
     "even_layers",
+    "fingerprint",
     "hidden_states",
     "keep_layers",
+    "load_config",
     "load_generation_config",
     "load_model",
     "load_tokenizer",
     "model_head",
     "skeleton",
     "tokenizer_difference",
+    "tokenizer_fingerprint",
     "unwrap",
     "valid_ids",
 ]

@@ -185,19 +185,22 @@ def fingerprint(model: nn.Module) -> str:
 
 def skeleton(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model without its weights, from its config alone (meta tensors): for `describe` before anything is loaded."""
+    config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
+    with refusals(name), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config, dtype=config.dtype or torch.float32, trust_remote_code=trust_remote_code
+        )
+
+
+def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """A model's transformers configuration, without its weights. Raises ModelError."""
     path = gguf_file(name)
     if path is None:
         check_folder(name)
     with refusals(name):
-        config: Any = (
-            load_gguf_config(path)
-            if path
-            else AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-        )
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                config, dtype=config.dtype or torch.float32, trust_remote_code=trust_remote_code
-            )
+        if path is not None:
+            return load_gguf_config(path)
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def load_generation_config(name: str, *, revision: str | None = None) -> GenerationConfig | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,15 @@ def tokenizer_difference(first: Tokenizer, second: Tokenizer) -> str | None:
                 f"{theirs} in the second"
             )
     return None
+
+
+def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
+    """A hash of the vocabulary and of the ids of probe texts: equal for two tokenizers, on two machines, that give text
+    the same ids. Roles of special tokens play no part, as in `tokenizer_difference`."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0]))).encode())
+    digest.update(json.dumps([tokenizer.encode(text, add_special_tokens=False) for text in PROBES]).encode())
+    return digest.hexdigest()
 
 
 def _vocabulary_difference(ours: dict[str, int], theirs: dict[str, int]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from limbeck.config.schema import Config, Model
 from limbeck.errors import ConfigError
 from limbeck.models import add_lora, check_head, dropout_off, load_model, unwrap
 from limbeck.rollouts import HFSampler, Sampling, sample_dataset
+from limbeck.train import parallel
 from limbeck.train.objective import DivergenceLoss
 from limbeck.train.prepare import Prepared
 from limbeck.train.step import Parts
@@ -40,7 +41,9 @@ def make_accelerator(config: Config) -> tuple[Accelerator, list[Choice]]:
     return Accelerator(mixed_precision=precision, cpu=config.run.use_cpu), choices
 
 
-def build(prepared: Prepared, accelerator: Accelerator, *, checkpoint: Path | None) -> tuple[Parts, list[Choice]]:
+def build(
+    prepared: Prepared, accelerator: Accelerator, *, checkpoint: Path | None, say: Callable[[str], None] = print
+) -> tuple[Parts, list[Choice]]:
     """Loads and prepares everything that a step works with. `checkpoint`: take the student's weights from there."""
     config, choices = prepared.config, []
     model = build_student(config, checkpoint)
@@ -71,7 +74,8 @@ def build(prepared: Prepared, accelerator: Accelerator, *, checkpoint: Path | No
             where=f"--lr_scheduler_kwargs {config.optim.lr_scheduler_kwargs}",
             fix="give what transformers' scheduler of that name takes, such as '{\"min_lr\": 1e-6}'",
         ) from error
-    teacher = build_teacher(prepared, accelerator, model, choices)
+    with parallel.together(accelerator):
+        teacher = build_teacher(prepared, accelerator, model, choices, say=say)
     parts = Parts(
         plan=prepared.plan,
         accelerator=accelerator,

@@ -18,7 +18,14 @@ from limbeck.config.routes import routes_of
 from limbeck.config.schema import Config
 from limbeck.data import Dropped, Example, load_examples, render_all
 from limbeck.errors import ConfigError, DataError
-from limbeck.models import end_token_ids, load_generation_config, load_tokenizer, tokenizer_difference, valid_ids
+from limbeck.models import (
+    end_token_ids,
+    load_config,
+    load_generation_config,
+    load_tokenizer,
+    tokenizer_difference,
+    valid_ids,
+)
 from limbeck.rollouts import Row
 from limbeck.train.step import Plan
 
@@ -226,6 +233,7 @@ def _teacher_end_ids(
             fix="choose a teacher of the student's family, or train on the teacher's answers: `limbeck generate`, "
             "then `limbeck sft`",
         )
+    notes += _other_habits(config, name, revision, tokenizer, theirs)
     ends = end_token_ids(theirs, load_generation_config(name, revision=revision))
     if config.rollout.stop_at_teacher_eos:
         return ends
@@ -233,6 +241,33 @@ def _teacher_end_ids(
         names = ", ".join(repr(tokenizer.convert_ids_to_tokens(i)) for i in sorted(ends - own))
         notes.append(f"the teacher also ends its turns with {names}; --stop_at_teacher_eos lets samples end there")
     return frozenset()
+
+
+def _other_habits(config: Config, name: str, revision: str | None, ours: Any, theirs: Any) -> list[str]:
+    """What differs between student and teacher and is no reason to stop."""
+    m, notes = config.model, []
+    widths = [
+        load_config(model, revision=at, trust_remote_code=m.trust_remote_code).get_text_config().vocab_size
+        for model, at in ((m.model, m.model_revision), (name, revision))
+    ]
+    if widths[0] != widths[1]:
+        notes.append(
+            f"the heads are {widths[0]:,} and {widths[1]:,} wide (student, teacher): the tokenizer's "
+            f"{valid_ids(ours):,} ids are compared, the surplus is cut"
+        )
+    for role in ("bos_token", "eos_token"):
+        own, other = getattr(ours, role), getattr(theirs, role)
+        if own != other:
+            notes.append(f"the {role} of student and teacher differ: {own!r}, {other!r}; the student's is used")
+    if ours.chat_template and theirs.chat_template and ours.chat_template != theirs.chat_template:
+        talk = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+        shown = [t.apply_chat_template(talk, tokenize=False) for t in (ours, theirs)]
+        if shown[0] != shown[1]:
+            notes.append(
+                f"the teacher's chat template writes a conversation otherwise ({shown[1][:60]!r}, the student's "
+                f"{shown[0][:60]!r}): it reads the student's; where its answers suffer, give the student its template"
+            )
+    return notes
 
 
 def _check_held_out(config: Config, rows: list[Row], examples: list[Example], dropped: Dropped) -> None:
