@@ -34,6 +34,11 @@ class Sample:
     def n_active(self) -> int:
         return sum(self.tokens.response_mask)
 
+    @property
+    def told(self) -> Rendered:
+        """The sequence as its teacher reads it: with the same targets, after another prompt where it is privileged."""
+        return self.tokens.teacher or self.tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Hidden:

@@ -13,7 +13,7 @@ from limbeck.config.commands import PlanConfig
 from limbeck.config.flags import to_yaml
 from limbeck.config.routes import routes_of
 from limbeck.config.schema import Config
-from limbeck.data import show
+from limbeck.data import Rendered, show
 from limbeck.models import describe, skeleton
 from limbeck.train.build import build, make_accelerator
 from limbeck.train.preflight import preflight
@@ -104,10 +104,18 @@ def _arithmetic(prepared: Prepared, world: int) -> list[str]:
 
 
 def _row(out: Console, prepared: Prepared) -> None:
-    example, tokens = prepared.rows[0]
+    """One row, and what the teacher reads instead where it reads something else."""
+    example, tokens = next((row for row in prepared.rows if row[1].teacher), prepared.rows[0])
     out.print(
         f"\none row  ({example.origin}; what is learnt from stands in [green]green[/], between ⟦ and ⟧)", style="bold"
     )
+    _tokens(out, prepared, tokens)
+    if tokens.teacher is not None:
+        out.print("\nthe same row as the teacher reads it", style="bold")
+        _tokens(out, prepared, tokens.teacher)
+
+
+def _tokens(out: Console, prepared: Prepared, tokens: Rendered) -> None:
     text = Text()
     learnt = False
     for piece, target in show(tokens, prepared.tokenizer):

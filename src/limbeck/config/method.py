@@ -342,7 +342,8 @@ RULES: tuple[Rule, ...] = (
             and c.row.path == "loss"
         ),
         "the student is its own teacher and reads the same prompt: the loss is identically zero",
-        "name another teacher with --teacher_model, or start from --adapters with --teacher_source base",
+        "name another teacher with --teacher_model, give the rows a teacher_prompt column, or start from "
+        "--adapters with --teacher_source base",
         ("teacher_source",),
     ),
     Rule(
@@ -372,13 +373,6 @@ RULES: tuple[Rule, ...] = (
         "--rlhf_type grpo is not built yet: the teacher's signal cannot be an advantage in this version",
         "use --rlhf_type gkd --lmbda 1 --beta 1, the same reverse KL on the student's tokens as a loss",
         ("rlhf_type",),
-    ),
-    Rule(
-        "privileged prompt is not built",
-        lambda c: c.row.privileged,
-        "a teacher_prompt column (OPSD) is not built yet: teacher and student must read the same prompt",
-        "take the column teacher_prompt out of the rows and name a teacher with --teacher_model",
-        ("dataset",),
     ),
 )
 

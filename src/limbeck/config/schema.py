@@ -228,6 +228,9 @@ class Teacher(Room):
     """--teacher_source ema: share of the average that stays at each optimizer step."""
     teacher_tag_key: str = "dataset"
     """Column that says which of several teachers a row is sent to; `dataset` is the name of its file or data set."""
+    teacher_prompt_template: str | None = None
+    """Jinja over a row's columns, and prompt, response, messages: what the teacher reads in place of the last user
+    message. Makes the column teacher_prompt (OPSD)."""
     offload_teacher_model: bool = False
     """Keep the teacher in main memory while it does not score."""
 

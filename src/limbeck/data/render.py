@@ -10,12 +10,14 @@ wherever the template's text is tokenised.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import jinja2
 
 from limbeck.data.formats import Example, Message, RowError
+from limbeck.data.privileged import aligned, privileged
+from limbeck.data.rendered import Rendered
 from limbeck.data.sources import Dropped
 from limbeck.errors import DataError
 
@@ -26,19 +28,6 @@ Turns = Literal["last", "all"]
 TruncationStrategy = Literal["delete", "left", "right", "raise"]
 
 BATCH = 2048  # rows tokenised in one call
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """Ids of one example. response_mask[i]: response_ids[i] is a training target (end-of-turn tokens included).
-
-    turns="last": all True. turns="all": prompt_ids end before the first assistant turn, and what lies between assistant
-    turns stands in response_ids with mask False. Prompt only: no response ids.
-    """
-
-    prompt_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]
-    response_mask: tuple[bool, ...]
 
 
 def render(example: Example, tokenizer: Tokenizer, *, end_ids: frozenset[int], turns: Turns = "last") -> Rendered:
@@ -73,22 +62,29 @@ def render_all(
     rows: list[tuple[Example, Rendered]] = []
     dropped = Dropped()
     for start in range(0, len(examples), BATCH):
-        cut: list[tuple[Example, _Pieces]] = []
+        cut: list[tuple[Example, _Pieces, _Pieces | None]] = []
         for example in examples[start : start + BATCH]:
             try:
-                cut.append((example, _pieces(example, tokenizer, ends, turns)))
+                told = privileged(example)
+                theirs = None if told is None else _pieces(told, tokenizer, ends, turns)
+                cut.append((example, _pieces(example, tokenizer, ends, turns), theirs))
             except RowError as error:
                 if strict:
                     raise
                 dropped.add(error.what, example.origin, error.fix)
-        ids = _encode_all(tokenizer, [pieces for _, pieces in cut])
-        for example, pieces in cut:
+        ids = _encode_all(tokenizer, [pieces for _, *both in cut for pieces in both if pieces is not None])
+        for example, pieces, theirs in cut:
             try:
                 whole = _assemble(pieces, ids, tokenizer, end_ids, example.origin)
                 if example.columns.get("truncated") is True and whole.response_ids:
                     whole = _unended(whole, end_ids, example.origin)
                     dropped.cut("when they were generated (no end of turn is taught)", example.origin)
                 kept = fit(whole, example.origin, max_length, truncation_strategy)
+                if theirs is not None:
+                    told = _assemble(theirs, ids, tokenizer, end_ids, example.origin)
+                    rows.append((example, replace(kept, teacher=aligned(told, kept, example.origin))))
+                else:
+                    rows.append((example, kept))
             except RowError as error:
                 if strict:
                     raise
@@ -96,7 +92,6 @@ def render_all(
                 continue
             if kept is not whole:
                 dropped.cut(f"on the {truncation_strategy} to max_length {max_length}", example.origin)
-            rows.append((example, kept))
     return rows, dropped
 
 

@@ -40,3 +40,10 @@ def last_turn_prompt(tokens: Rendered) -> tuple[int, ...]:
     while start > 0 and tokens.response_mask[start - 1]:
         start -= 1
     return tokens.prompt_ids + tokens.response_ids[:start]
+
+
+def completed(tokens: Rendered, ids: tuple[int, ...]) -> Rendered:
+    """A row's last trained turn answered with `ids`, for the student and, after its own prompt, for the teacher."""
+    mask = (True,) * len(ids)
+    teacher = None if tokens.teacher is None else Rendered(last_turn_prompt(tokens.teacher), ids, mask)
+    return Rendered(last_turn_prompt(tokens), ids, mask, teacher)

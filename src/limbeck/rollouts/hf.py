@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from limbeck.data.render import Rendered
 from limbeck.errors import TrainError
 from limbeck.models import unwrap
-from limbeck.rollouts.base import Done, Row, last_turn_prompt
+from limbeck.rollouts.base import Done, Row, completed, last_turn_prompt
 from limbeck.signal import Sample
 
 
@@ -68,8 +67,9 @@ class HFSampler:
             places = order[start : start + self.batch_size]
             completions = self.generate([prompts[i] for i in places], seed=seed + start)
             for i, ids in zip(places, completions, strict=True):
-                tokens = Rendered(prompts[i], ids, (True,) * len(ids))
-                samples[i] = Sample(tokens, "student", rows[i][0], truncated=ids[-1] not in self.end_ids)
+                samples[i] = Sample(
+                    completed(rows[i][1], ids), "student", rows[i][0], truncated=ids[-1] not in self.end_ids
+                )
             if done is not None:
                 done([sample for i in places if (sample := samples[i]) is not None])
         return [s for s in samples if s is not None]

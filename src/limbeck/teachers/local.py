@@ -81,7 +81,7 @@ class LocalTeacher(Teacher):
         self, samples: Sequence[Sample], named: Sequence[Tensor] | None, head: Head | None
     ) -> list[Signal | None]:
         assert head is not None
-        batch = collate([s.tokens for s in samples], self.pad_id).to(self.device)
+        batch = collate([s.told for s in samples], self.pad_id).to(self.device)
         hidden = hidden_states(self.model, batch.input_ids, (batch.rows, batch.cols))
         hidden = hidden if self.answer_device is None else hidden.to(self.answer_device)
         ids = torch.cat(list(named)).to(hidden.device) if named is not None else None

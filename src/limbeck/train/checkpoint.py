@@ -17,7 +17,7 @@ import random
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -181,8 +181,10 @@ def _dump_generation(generation: Generation, rows: Sequence[Row]) -> dict[str, A
     number = {id(example): i for i, (example, _) in enumerate(rows)}
 
     def dump(s: Sample) -> list[Any]:
-        t = s.tokens
-        return [number[id(s.example)], t.prompt_ids, t.response_ids, list(map(int, t.response_mask)), s.truncated]
+        both = [
+            [t.prompt_ids, t.response_ids, list(map(int, t.response_mask))] for t in (s.tokens, s.tokens.teacher) if t
+        ]
+        return [number[id(s.example)], s.truncated, *both]
 
     return {
         "index": generation.index,
@@ -195,9 +197,9 @@ def _dump_generation(generation: Generation, rows: Sequence[Row]) -> dict[str, A
 def _load_generation(saved: dict[str, Any], rows: Sequence[Row]) -> Generation:
     """The samples as they were drawn; where their signals were not saved, they are asked for again."""
 
-    def load(row: int, prompt: list[int], response: list[int], mask: list[int], truncated: bool) -> Sample:
-        tokens = Rendered(tuple(prompt), tuple(response), tuple(map(bool, mask)))
-        return Sample(tokens, saved["source"], rows[row][0], truncated)
+    def load(row: int, truncated: bool, *both: list[list[int]]) -> Sample:
+        tokens, *teacher = [Rendered(tuple(p), tuple(r), tuple(map(bool, mask))) for p, r, mask in both]
+        return Sample(replace(tokens, teacher=next(iter(teacher), None)), saved["source"], rows[row][0], truncated)
 
     steps = [[[load(*s) for s in batch] for batch in step] for step in saved["steps"]]
     return Generation(saved["index"], saved["source"], steps, used=saved["used"])

@@ -17,6 +17,7 @@ from limbeck.config.method import MethodRow, resolve_method
 from limbeck.config.routes import routes_of
 from limbeck.config.schema import Config
 from limbeck.data import Dropped, Example, load_examples, render_all
+from limbeck.data.privileged import with_template
 from limbeck.errors import ConfigError, DataError
 from limbeck.models import (
     end_token_ids,
@@ -61,14 +62,15 @@ def prepare(config: Config, *, world_size: int = 1, answered_only: bool = False)
     examples, dropped, held_out, dropped_held_out = _read(config)
     notes: list[str] = []
     if answered_only:
-        for example in examples:
-            if example.response is None:
-                dropped.add("without a response to score", example.origin, "let a model answer it: `limbeck generate`")
-        examples = [e for e in examples if e.response is not None]
+        examples = _answered(examples, dropped)
+    examples, held_out = (_with_teacher_prompts(config, rows) for rows in (examples, held_out))
     prompt_only = sum(e.response is None for e in examples)
+    told = sum(bool(e.columns.get("teacher_prompt")) for e in examples)
+    if 0 < told < len(examples):
+        notes.append(f"{told} of {len(examples)} rows have a teacher_prompt; of the others the teacher reads the row")
     method = resolve_method(
         config,
-        has_teacher_prompt=any("teacher_prompt" in e.columns for e in examples),
+        has_teacher_prompt=told > 0,
         rows_without_response=prompt_only,
     )
     tokenizer = load_tokenizer(model.model, revision=model.model_revision, trust_remote_code=model.trust_remote_code)
@@ -118,6 +120,18 @@ def prepare(config: Config, *, world_size: int = 1, answered_only: bool = False)
         max_steps=max_steps,
         notes=notes,
     )
+
+
+def _answered(examples: list[Example], dropped: Dropped) -> list[Example]:
+    for example in examples:
+        if example.response is None:
+            dropped.add("without a response to score", example.origin, "let a model answer it: `limbeck generate`")
+    return [e for e in examples if e.response is not None]
+
+
+def _with_teacher_prompts(config: Config, examples: list[Example]) -> list[Example]:
+    template = config.teacher.teacher_prompt_template
+    return examples if template is None else with_template(examples, template)
 
 
 def arithmetic(config: Config, method: MethodRow, n_rows: int, world_size: int) -> tuple[Plan, int]:

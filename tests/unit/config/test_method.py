@@ -42,6 +42,26 @@ LEGAL = {
         {"teacher_model": "student", "tuner_type": "full"},
         ("GKD", "mix, lmbda 0.5", "JSD(0.5)", "full vocabulary", "loss", "model"),
     ),
+    "opsd": (
+        {"prompt": True, "lmbda": 1},
+        ("OPSD (GKD)", "student", "JSD(0.5)", "full vocabulary", "loss", "live with a privileged prompt"),
+    ),
+    "opsd against a frozen copy": (
+        {"prompt": True, "teacher_source": "frozen"},
+        ("OPSD (GKD)", "mix, lmbda 0.5", "JSD(0.5)", "full vocabulary", "loss", "frozen with a privileged prompt"),
+    ),
+    "server": (
+        {"teacher_model_server": "http://host:1", "gkd_logits_topk": 8},
+        ("GKD", "mix, lmbda 0.5", "JSD(0.5)", "top-8", "loss", "server"),
+    ),
+    "server's hidden states": (
+        {"teacher_model_server": "http://host:1", "teacher_hidden_states": True},
+        ("GKD", "mix, lmbda 0.5", "JSD(0.5)", "full vocabulary", "loss", "server"),
+    ),
+    "average of an adapter": (
+        {"teacher_source": "ema", "sft_alpha": 0.1},
+        ("GKD", "mix, lmbda 0.5", "JSD(0.5)", "full vocabulary", "loss", "ema"),
+    ),
     "another revision of the student": (
         {"teacher_model": "student", "teacher_model_revision": "old"},
         ("GKD", "mix, lmbda 0.5", "JSD(0.5)", "full vocabulary", "loss", "model"),
@@ -61,17 +81,9 @@ LATER = {
         ("OPD-RL", "student", "reverse KL", "sampled", "advantage", "model"),
     ),
     "grpo": ({"rlhf_type": "grpo"}, ("GRPO", "student", "none", "-", "advantage", "none")),
-    "opsd": (
-        {"prompt": True, "lmbda": 1},
-        ("OPSD (GKD)", "student", "JSD(0.5)", "full vocabulary", "loss", "live with a privileged prompt"),
-    ),
     "opsd by advantage": (
         {"prompt": True, "rlhf_type": "grpo"},
         ("OPSD (OPD-RL)", "student", "reverse KL", "sampled", "advantage", "live with a privileged prompt"),
-    ),
-    "server": (
-        {"teacher_model_server": "http://host:1", "gkd_logits_topk": 8},
-        ("GKD", "mix, lmbda 0.5", "JSD(0.5)", "top-8", "loss", "server"),
     ),
 }
 
@@ -210,7 +222,8 @@ policy gradient behind it
         {"teacher_source": "base"},
         """error: the student is its own teacher and reads the same prompt: the loss is identically zero
   where: --teacher_source base
-  fix:   name another teacher with --teacher_model, or start from --adapters with --teacher_source base""",
+  fix:   name another teacher with --teacher_model, give the rows a teacher_prompt column, or start from \
+--adapters with --teacher_source base""",
     ),
     "all weights of an adapted model": (
         GKD | {"adapters": ["a"], "tuner_type": "full"},
@@ -235,12 +248,6 @@ policy gradient behind it
         """error: --rlhf_type grpo is not built yet: the teacher's signal cannot be an advantage in this version
   where: --rlhf_type grpo
   fix:   use --rlhf_type gkd --lmbda 1 --beta 1, the same reverse KL on the student's tokens as a loss""",
-    ),
-    "privileged prompt is not built": (
-        GKD | {"prompt": True},
-        """error: a teacher_prompt column (OPSD) is not built yet: teacher and student must read the same prompt
-  where: --dataset rows.jsonl
-  fix:   take the column teacher_prompt out of the rows and name a teacher with --teacher_model""",
     ),
 }
 
