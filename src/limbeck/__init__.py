@@ -3,6 +3,7 @@
     limbeck.distil(model=..., teacher_model=..., dataset=[...], output_dir=...)
     limbeck.Trainer(config).fit()
     limbeck.losses      the losses as plain functions
+    @limbeck.register_reward("name")    a reward for grpo, in a file of --external_plugins
 
 Importing this package imports no torch: the command line answers at once.
 """
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from limbeck.api import Trainer, distil
+    from limbeck.rewards import register_reward
 
 __version__ = "0.1.0"
-__all__ = ["Trainer", "__version__", "distil"]
+__all__ = ["Trainer", "__version__", "distil", "register_reward"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,6 +26,10 @@ def __getattr__(name: str) -> Any:
         from limbeck import api
 
         return getattr(api, name)
+    if name == "register_reward":
+        from limbeck.rewards import register_reward
+
+        return register_reward
     if name == "losses":
         return import_module("limbeck.losses")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

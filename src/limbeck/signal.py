@@ -17,7 +17,7 @@ from limbeck.data.render import Rendered
 from limbeck.losses import Head, linear_named, linear_topk
 
 Source = Literal["dataset", "student"]
-Kind = Literal["hidden", "topk", "named", "union"]
+Kind = Literal["hidden", "topk", "named", "union", "sampled"]
 SOURCES: tuple[Source, ...] = ("dataset", "student")
 
 
@@ -68,8 +68,9 @@ class Ask:
 
     hidden   last hidden states and the head: the whole vocabulary.
     topk     the teacher's `k` likeliest ids.
-    named    ids that the asker names, [N, `named_k`]: the student's likeliest, or the sampled token (1).
+    named    ids that the asker names, [N, `named_k`]: the student's likeliest.
     union    the `k` likeliest, and after them the named ones that are not among them.
+    sampled  the active tokens themselves, one id each: what path B needs.
 
     Log-probabilities are over all valid ids, at `temperature`. In a row of `named` or `union` an id that stands there
     twice is absent the second time: log-probability -inf, id 0.
@@ -87,23 +88,42 @@ class Ask:
 
 
 def signal_of(ask: Ask, hidden: Tensor, head: Head, named: Tensor | None = None) -> Signal:
-    """What is asked for, from hidden states [N, H] and their head; named [N, K] where the asker names ids."""
+    """What is asked for, from hidden states [N, H] and their head; named [N, K] where the asker names ids, [N, 1] the
+    active tokens where these are asked for."""
     if ask.kind == "hidden":
         return Hidden(hidden, head)
-    if not ask.names:
+    if ask.kind == "topk":
         return TopK(*linear_topk(hidden, head, ask.k, temperature=ask.temperature))
     assert named is not None
     return TopK(*linear_named(hidden, head, named, k=ask.k, temperature=ask.temperature))
 
 
 @dataclass(frozen=True, slots=True)
+class Policy:
+    """What a sample's tokens are worth on path B, [N] each; see losses/policy.py.
+
+    weight: of the loss type, 0 where a token is filtered out. old_logp: None while the weights are still those that
+    scored it. keep: share of the policy's part, where tokens are chosen by entropy. amount: its part of the step's
+    denominator.
+    """
+
+    advantage: Tensor
+    weight: Tensor
+    amount: float
+    old_logp: Tensor | None = None
+    ref_logp: Tensor | None = None
+    keep: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Scored:
     """A sample with its teacher's signal; None where no teacher takes part (plain cross-entropy). teacher: its name,
-    where there are several."""
+    where there are several. policy: what it is worth on path B."""
 
     sample: Sample
     signal: Signal | None
     teacher: str = ""
+    policy: Policy | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ def one_step(objective: DivergenceLoss, topk: int | None, size: int, dtype: torc
         pad_id=0,
         ask=Ask("topk" if topk else "hidden", topk or 0, objective.temperature),
     )
-    plan = Plan(0.0, size, ROWS, 1, 1, ROWS, 0.0, seed=0, data_seed=0, shuffle=False)
+    plan = Plan(0.0, size, ROWS, 1, 1, 1, ROWS, 0.0, seed=0, data_seed=0, shuffle=False)
     made: Sequence = rows()
     parts = Parts(
         plan,

@@ -16,7 +16,7 @@ from importlib import import_module
 
 from limbeck import __version__
 from limbeck.config import flags, helptext
-from limbeck.config.commands import COMMANDS
+from limbeck.config.commands import ALIASES, COMMANDS
 from limbeck.errors import ConfigError, LimbeckError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -55,6 +55,12 @@ def _main(words: list[str], seen: _Seen) -> int:
         print(f"limbeck {__version__}")
         return 0
     command, *rest = words
+    command = ALIASES.get(command, command)
+    if members := helptext.group_help(command):
+        if not rest or rest[0].startswith("-"):
+            print(members, flush=True)
+            return 0
+        command = f"{command} {rest.pop(0)}"
     if command not in COMMANDS:
         raise _unknown(command)
     if {"-h", "--help", "--help_all", "--help-all"} & set(rest):
@@ -64,7 +70,7 @@ def _main(words: list[str], seen: _Seen) -> int:
     seen.where, seen.debug = parsed.where, parsed.debug
     for note in parsed.notes:
         print(f"note: {note}", file=sys.stderr)
-    module = import_module(f"limbeck.cli.{command}")
+    module = import_module(f"limbeck.cli.{command.split()[0]}")
     _quiet()
     return module.run(parsed.config)
 
@@ -76,7 +82,7 @@ def _quiet() -> None:
 
 
 def _unknown(command: str) -> ConfigError:
-    near = difflib.get_close_matches(command, COMMANDS, n=1)
+    near = difflib.get_close_matches(command, [*COMMANDS, *ALIASES], n=1)
     fix = f"did you mean `limbeck {near[0]}`?" if near else f"one of: {', '.join(COMMANDS)}"
     return ConfigError(f"unknown command {command}", where=f"limbeck {command}", fix=fix)
 

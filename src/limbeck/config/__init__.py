@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from limbeck.config.choices import MethodRow
 from limbeck.config.defaults import Choice, resolve_defaults
 from limbeck.config.flags import parse, to_yaml
-from limbeck.config.method import MethodRow, resolve_method
+from limbeck.config.method import resolve_method
 from limbeck.config.schema import Config, Data, Method, Model, Optim, Report, Rollout, Run, Teacher
 
 __all__ = [

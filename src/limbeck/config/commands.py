@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from limbeck.config.schema import Config, Count, Data, Method, Model, Optim, Report, Rollout, Room, Run, Teacher, listed
+from limbeck.config.room import Count, Name, Room, listed
+from limbeck.config.schema import Config, Data, Method, Model, Optim, Report, Rollout, Run, Teacher
 
 Layers = Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(listed)]
 
@@ -63,6 +64,44 @@ class Shrink(Room):
         return self
 
 
+class Serve(Room):
+    """The server, its limits and what answers."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. By default only this machine is served: there is no encryption, and no key but --api_key;
+    0.0.0.0 serves the network."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port to listen on; 0 takes a free one and prints it."""
+    infer_backend: Literal["transformers", "vllm"] = "transformers"
+    """transformers answers in this process; vllm starts a vLLM server."""
+    served_model_name: str | None = None
+    """The model's name in requests; by default --model as it is written."""
+    api_key: Annotated[str | None, Field(exclude=True, repr=False)] = None
+    """Clients must send it as a bearer token; better put into the environment as LIMBECK_API_KEY."""
+    max_logprobs: Annotated[int, Field(ge=-1)] = 64
+    """Most log-probabilities that a request may ask for at a position; -1 sets no limit."""
+    max_model_len: Count | None = None
+    """Longest sequence in tokens; by default the model's max_position_embeddings."""
+    max_batch_tokens: Count | None = None
+    """Tokens in one forward pass, padding included; by default by the device."""
+    max_request_mb: Count = 64
+    """Largest request in MB."""
+    max_request_tokens: Count = 131072
+    """Most tokens in the sequences of one request."""
+    max_queue: Count = 256
+    """Requests that may wait; more are told to come back later."""
+    allow_hidden: bool = False
+    """Give out last hidden states and the output head: the full vocabulary, and a part of the weights."""
+    vllm_python: Name | None = None
+    """Interpreter that has vLLM; by default the one that runs Limbeck."""
+    vllm_tensor_parallel_size: Count | None = None
+    """GPUs that share the model in vLLM."""
+    vllm_gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the GPU's memory that vLLM takes."""
+    vllm_args: str = ""
+    """More for vLLM's own command line: --vllm_args="--enforce-eager --block-size 16"."""
+
+
 class PlanConfig(Config):
     """`limbeck plan`: a training run that is described and not run."""
 
@@ -99,6 +138,49 @@ class EvalConfig(Room):
     output: Findings = Findings()
 
 
+class ScoreConfig(Room):
+    """`limbeck data score`: a teacher scores a data set into its store, without a student."""
+
+    model: Model
+    data: Data = Data()
+    method: Method = Method()
+    teacher: Teacher = Teacher()
+    rollout: Rollout = Rollout()
+    optim: Optim = Optim()
+    run: Run = Run()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_as_the_teacher_does(cls, rooms: dict[str, Any]) -> dict[str, Any]:
+        """Without --model the tokenizer and the template are the teacher's."""
+        model: dict[str, Any] = dict(rooms.get("model") or {})
+        teacher: dict[str, Any] = dict(rooms.get("teacher") or {})
+        if model.get("model"):
+            return rooms
+        name = teacher.get("teacher_model")
+        name = name[0] if isinstance(name, list) and len(name) == 1 else name  # type: ignore[reportUnknownVariableType]
+        if not isinstance(name, str) or name.startswith("["):
+            what = "limbeck data score needs --model, whose tokenizer and chat template make ids of the rows"
+            fix = "add --model STUDENT, as in the run that will use the store"
+            raise PydanticCustomError("one_of_two", "{what}", {"what": what, "fix": fix})
+        return {**rooms, "model": {**model, "model": name, "model_revision": teacher.get("teacher_model_revision")}}
+
+
+class CacheInfoConfig(Room):
+    """`limbeck data cache-info`: what a store holds."""
+
+    teacher: Teacher
+    run: Run = Run()
+
+
+class DeployConfig(Room):
+    """`limbeck deploy`: a server of one model, for teachers above all."""
+
+    model: Model
+    serve: Serve = Serve()
+    run: Run = Run()
+
+
 ALL: tuple[str, ...] = ("*",)
 _LOADING = ("model", "model_revision", "torch_dtype", "attn_impl", "adapters", "trust_remote_code")
 _TRAINING: dict[str, tuple[str, ...]] = dict.fromkeys(Config.model_fields, ALL)
@@ -108,7 +190,8 @@ _TRAINING: dict[str, tuple[str, ...]] = dict.fromkeys(Config.model_fields, ALL)
 class Command:
     """One command. `fields`: room -> names of its fields that are read. `presets`: field -> value instead of the
     schema's default, whether or not the command reads the field. `required`: fields that must be given,
-    each with what to write. `aliases`: other flag -> the field that it sets for this command."""
+    each with what to write. `aliases`: other flag -> the field that it sets for this command. `positional`: the field
+    that the first argument sets, where it does not name a YAML file. A name of two words is a command of a group."""
 
     name: str
     summary: str
@@ -118,6 +201,7 @@ class Command:
     examples: tuple[str, ...]
     presets: Mapping[str, Any] = field(default_factory=dict[str, Any])
     aliases: Mapping[str, str] = field(default_factory=dict[str, str])
+    positional: str = ""
 
 
 _MODEL = {"model": "--model Qwen/Qwen3-0.6B"}
@@ -146,6 +230,8 @@ COMMANDS: dict[str, Command] = {
             _TRAINING
             | {
                 "method": ("loss_impl",),
+                "policy": (),
+                "reward": (),
                 "teacher": (),
                 "rollout": (),
                 "run": tuple(name for name in Run.model_fields if name != "eval_on_policy"),
@@ -220,6 +306,56 @@ COMMANDS: dict[str, Command] = {
             aliases={"val_dataset": "dataset"},
         ),
         Command(
+            "deploy",
+            "serve a model, as a teacher above all",
+            DeployConfig,
+            {"model": _LOADING, "serve": ALL, "run": ("use_cpu", "debug")},
+            _MODEL,
+            (
+                "limbeck deploy --model teacher --max_logprobs 64",
+                "limbeck deploy --model teacher --host 0.0.0.0 --port 8001 --api_key KEY --allow_hidden",
+                "limbeck deploy --model teacher --infer_backend vllm --max_logprobs 64",
+            ),
+            aliases={
+                "vllm_max_model_len": "max_model_len",
+                "tensor_parallel_size": "vllm_tensor_parallel_size",
+                "gpu_memory_utilization": "vllm_gpu_memory_utilization",
+            },
+        ),
+        Command(
+            "data score",
+            "let a teacher score a data set into its store",
+            ScoreConfig,
+            {
+                "model": ("model", "model_revision", "torch_dtype", "attn_impl", "trust_remote_code", "tuner_type"),
+                "data": tuple(n for n in Data.model_fields if n not in ("dataset_shuffle", "data_seed")),
+                "method": ("gkd_logits_topk", "topk_support", "loss_temperature"),
+                "teacher": tuple(n for n in Teacher.model_fields if n not in ("teacher_ema_decay", "teacher_source")),
+                "rollout": ("stop_at_teacher_eos",),
+                "optim": ("per_device_eval_batch_size",),
+                "run": ("seed", "use_cpu", "debug"),
+            },
+            _DATASET
+            | {
+                "teacher_cache": "--teacher_cache FOLDER, where the answers are kept",
+                "gkd_logits_topk": "--gkd_logits_topk 64: the store keeps the likeliest ids",
+            },
+            (
+                "limbeck data score --model student --teacher_model teacher --dataset rows.jsonl --gkd_logits_topk 64 "
+                "--teacher_cache store",
+                "limbeck data score run.yaml          # then `limbeck rlhf run.yaml` asks the teacher nothing",
+            ),
+        ),
+        Command(
+            "data cache-info",
+            "say what a store holds, and check it",
+            CacheInfoConfig,
+            {"teacher": ("teacher_cache",), "run": ("debug",)},
+            {"teacher_cache": "the store's folder: limbeck data cache-info FOLDER"},
+            ("limbeck data cache-info store",),
+            positional="teacher_cache",
+        ),
+        Command(
             "plan",
             "say what a run would do, without running it",
             PlanConfig,
@@ -232,3 +368,5 @@ COMMANDS: dict[str, Command] = {
         ),
     )
 }
+# other names of commands
+ALIASES: dict[str, str] = {"serve": "deploy"}

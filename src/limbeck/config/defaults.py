@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from limbeck.config.method import resolve_source
-from limbeck.config.schema import Config, room_of
+from limbeck.config.room import room_of
+from limbeck.config.schema import Config
 
 TOTAL_BATCH = 16  # ms-swift's
 
@@ -54,7 +54,7 @@ def _loss_choices(config: Config) -> Iterator[Choice]:
     if grpo and "lmbda" not in method.model_fields_set:
         yield Choice("lmbda", 1.0, "grpo learns from the student's own tokens only")
     if config.rollout.num_generations is None and method.rlhf_type is not None:
-        rewards = grpo and resolve_source(config, has_teacher_prompt=False) == "none"
+        rewards = grpo and bool(config.reward.reward_funcs)
         reason = "a group of responses to compare by reward" if rewards else "no rewards, so no groups to compare"
         yield Choice("num_generations", 8 if rewards else 1, reason)
     if config.optim.learning_rate is None:

@@ -20,7 +20,8 @@ from pydantic.fields import FieldInfo
 from limbeck.config import swift
 from limbeck.config.commands import ALL, COMMANDS, Command
 from limbeck.config.faults import refusal
-from limbeck.config.schema import Room, Run
+from limbeck.config.room import Room
+from limbeck.config.schema import Run
 from limbeck.config.yaml_file import Entry, read_yaml
 from limbeck.errors import ConfigError, LimbeckError
 

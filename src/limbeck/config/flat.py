@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from limbeck.config.defaults import room_of
+from limbeck.config.room import room_of
 from limbeck.config.schema import Config
 from limbeck.errors import ConfigError
 

@@ -29,13 +29,24 @@ def overview() -> str:
     return "\n".join(lines)
 
 
+def group_help(group: str) -> str:
+    """`limbeck GROUP`: the commands whose names begin with this word; empty where there are none."""
+    members = {name: command for name, command in COMMANDS.items() if name.startswith(f"{group} ")}
+    width = max(map(len, members), default=0)
+    lines = [f"  limbeck {name.ljust(width)}  {command.summary}" for name, command in members.items()]
+    return "\n".join(lines)
+
+
 def command_help(name: str) -> str:
     """`limbeck COMMAND --help`."""
     spec = COMMANDS[name]
     lines = [f"limbeck {name}: {spec.summary}", "", "examples:"]
     lines += [f"  {example}" for example in spec.examples]
-    lines += ["", f"usage: limbeck {name} [FILE.yaml] [--flag value ...]"]
-    lines += _wrap("A flag wins over the file. The file is flat or by room; dashes and underscores are the same.", 2)
+    lines += ["", f"usage: limbeck {name} [{spec.positional.upper() or 'FILE.yaml'}] [--flag value ...]"]
+    if not spec.positional:
+        lines += _wrap(
+            "A flag wins over the file. The file is flat or by room; dashes and underscores are the same.", 2
+        )
     flags = flags_of(spec.config)
     for room_name, room in rooms_of(spec.config).items():
         here = [flag for flag in flags.values() if flag.room == room_name and reads(spec, flag)]

@@ -1,68 +1,15 @@
-"""The four choices, the method that they make, and the one table of what is legal.
-
-A method is a row of answers to four questions: whose tokens, how the difference is measured, how it reaches the
-student, and who the teacher is. `resolve_method` finds a run's row once, after its data has been seen.
-"""
+"""The one table of what is legal, and `resolve_method`, which finds a run's row once, after its data has been seen."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import cast
 
-from limbeck.config.schema import Config, room_of
+from limbeck.config.choices import SELF, MethodRow, method_row
+from limbeck.config.room import room_of
+from limbeck.config.schema import Config
 from limbeck.errors import ConfigError
-
-Sampling = Literal["dataset", "student", "mix"]
-Divergence = Literal["cross-entropy", "forward KL", "reverse KL", "JSD", "none"]
-Granularity = Literal["full", "top-k", "sampled", "none"]
-Path = Literal["loss", "advantage"]
-Source = Literal["none", "model", "server", "live", "base", "frozen", "ema"]
-
-SELF: tuple[Source, ...] = ("live", "base", "frozen", "ema")
-
-
-@dataclass(frozen=True, slots=True)
-class MethodRow:
-    """One row of the table of methods; `beta`, `topk` and `lmbda` are the numbers behind the words.
-
-    warnings: to be said once before the run, of what is legal and probably not meant.
-    """
-
-    name: str
-    sampling: Sampling
-    divergence: Divergence
-    granularity: Granularity
-    path: Path
-    source: Source
-    lmbda: float = 0.0
-    beta: float | None = None
-    topk: int | None = None
-    privileged: bool = False
-    warnings: tuple[str, ...] = ()
-
-    def cells(self) -> dict[str, str]:
-        """The row as it is printed: choice -> answer."""
-        divergence = f"JSD({self.beta:g})" if self.divergence == "JSD" else self.divergence
-        return {
-            "method": self.name,
-            "sampling": f"mix, lmbda {self.lmbda:g}" if self.sampling == "mix" else self.sampling,
-            "divergence": divergence,
-            "granularity": {"full": "full vocabulary", "top-k": f"top-{self.topk}", "none": "-"}.get(
-                self.granularity, self.granularity
-            ),
-            "path": self.path,
-            "source": self.source + (" with a privileged prompt" if self.privileged else ""),
-        }
-
-    def __str__(self) -> str:
-        cells = self.cells()
-        widths = [max(len(head), len(cell)) for head, cell in cells.items()]
-        lines = (
-            " | ".join(text.ljust(width) for text, width in zip(texts, widths, strict=True)).rstrip()
-            for texts in (cells.keys(), cells.values())
-        )
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +49,20 @@ class Case:
         """Cross-entropy on the dataset's tokens has a say."""
         return self.config.method.sft_alpha > 0 and self.row.lmbda < 1
 
+    @property
+    def has_rewards(self) -> bool:
+        return bool(self.config.reward.reward_funcs)
+
+    @property
+    def epsilon_high(self) -> float:
+        policy = self.config.policy
+        return policy.epsilon if policy.epsilon_high is None else policy.epsilon_high
+
+    @property
+    def filters_samples(self) -> bool:
+        r = self.config.rollout
+        return r.top_p < 1 or r.top_k > 0 or r.min_p > 0 or r.repetition_penalty != 1
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -124,54 +85,6 @@ def _words(value: object) -> str:
     if isinstance(value, list):
         return " ".join(map(str, cast(list[object], value)))
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def resolve_source(config: Config, *, has_teacher_prompt: bool) -> Source:
-    """Who the teacher is, from what was named. The rules say afterwards whether that makes sense."""
-    teacher, student = config.teacher, config.model
-    if config.method.rlhf_type is None:
-        return "none"
-    if teacher.teacher_source != "auto":
-        return teacher.teacher_source
-    if teacher.teacher_model_server:
-        return "server"
-    if teacher.teacher_model:
-        base = (
-            student.tuner_type == "lora"
-            and not teacher.teacher_adapters
-            and (teacher.teacher_model, teacher.teacher_model_revision) == (student.model, student.model_revision)
-            and teacher.teacher_torch_dtype in ("auto", student.torch_dtype)
-        )
-        return "base" if base else "model"
-    return "live" if has_teacher_prompt else "none"
-
-
-def _row(config: Config, *, has_teacher_prompt: bool) -> MethodRow:
-    method, source = config.method, resolve_source(config, has_teacher_prompt=has_teacher_prompt)
-    if method.rlhf_type is None:
-        return MethodRow("SFT", "dataset", "cross-entropy", "none", "loss", source)
-    privileged = has_teacher_prompt and source != "none"
-    if method.rlhf_type == "grpo":
-        name = "GRPO" if source == "none" else "OPSD (OPD-RL)" if privileged else "OPD-RL"
-        measure: tuple[Divergence, Granularity] = ("none", "none") if source == "none" else ("reverse KL", "sampled")
-        return MethodRow(
-            name, "student", *measure, "advantage", source, lmbda=1.0, beta=method.beta, privileged=privileged
-        )
-    beta = 0.5 if method.beta is None else method.beta
-    named: dict[float, Divergence] = {0.0: "forward KL", 1.0: "reverse KL"}
-    sampled: dict[float, Sampling] = {0.0: "dataset", 1.0: "student"}
-    return MethodRow(
-        "OPSD (GKD)" if privileged else "GKD",
-        sampled.get(method.lmbda, "mix"),
-        named.get(beta, "JSD"),
-        "full" if method.gkd_logits_topk is None else "top-k",
-        "loss",
-        source,
-        lmbda=method.lmbda,
-        beta=beta,
-        topk=method.gkd_logits_topk,
-        privileged=privileged,
-    )
 
 
 # The one table of what is refused. Contradictions come first and what is not built yet last, so that a user is not
@@ -339,7 +252,7 @@ RULES: tuple[Rule, ...] = (
             and c.config.teacher.teacher_source != "auto"
             and c.starts_as_teacher
             and not c.learns_from_text
-            and c.row.path == "loss"
+            and not c.has_rewards
         ),
         "the student is its own teacher and reads the same prompt: the loss is identically zero",
         "name another teacher with --teacher_model, give the rows a teacher_prompt column, or start from "
@@ -368,18 +281,77 @@ RULES: tuple[Rule, ...] = (
         ("eval_on_policy",),
     ),
     Rule(
-        "grpo is not built",
-        lambda c: c.row.path == "advantage",
-        "--rlhf_type grpo is not built yet: the teacher's signal cannot be an advantage in this version",
-        "use --rlhf_type gkd --lmbda 1 --beta 1, the same reverse KL on the student's tokens as a loss",
+        "nothing to reward",
+        lambda c: c.row.path == "advantage" and c.row.source == "none" and not c.has_rewards,
+        "--rlhf_type grpo has neither a teacher nor rewards",
+        "add --teacher_model to distil, or --reward_funcs accuracy",
         ("rlhf_type",),
+    ),
+    Rule(
+        "rewards on the loss path",
+        lambda c: c.row.path == "loss" and c.has_rewards,
+        "rewards are for --rlhf_type grpo: a divergence has no use for them",
+        "leave them out, or use --rlhf_type grpo",
+        ("reward_funcs",),
+    ),
+    Rule(
+        "rewards without a baseline",
+        lambda c: (
+            c.has_rewards
+            and c.config.rollout.num_generations == 1
+            and (
+                c.config.policy.advantage_estimator != "reinforce_plus_plus" or c.config.policy.scale_rewards == "group"
+            )
+        ),
+        "one response a prompt has no group to be compared with",
+        "use --num_generations 8, or --advantage_estimator reinforce_plus_plus, which compares with the whole batch",
+        ("num_generations", "advantage_estimator", "scale_rewards"),
+    ),
+    Rule(
+        "low variance without a teacher",
+        lambda c: c.row.path == "advantage" and c.row.source == "none" and c.config.policy.opd_signal != "sampled",
+        "--opd_signal {c.config.policy.opd_signal} is the teacher's part, and there is no teacher",
+        "add --teacher_model, or leave it out",
+        ("opd_signal",),
+    ),
+    Rule(
+        "low variance on the loss path",
+        lambda c: c.row.path == "loss" and c.config.policy.opd_signal != "sampled",
+        "--opd_signal is for --rlhf_type grpo: the divergence is the whole loss here",
+        "leave it out; --lmbda 1 --beta 1 is the same reverse KL on the student's tokens",
+        ("opd_signal",),
+    ),
+    Rule(
+        "top-k of nothing",
+        lambda c: (
+            c.row.path == "advantage"
+            and c.row.source != "none"
+            and (c.row.granularity == "top-k") != (c.config.method.gkd_logits_topk is not None)
+        ),
+        "--gkd_logits_topk and --opd_signal topk belong together on --rlhf_type grpo",
+        "give both for reverse KL over the top-k as a loss, or neither",
+        ("gkd_logits_topk", "opd_signal"),
+    ),
+    Rule(
+        "delta without a clip",
+        lambda c: c.config.policy.delta is not None and c.config.policy.loss_type in ("cispo", "sapo"),
+        "--delta bounds PPO's clipped ratio, which --loss_type {c.config.policy.loss_type} does not have",
+        "leave it out, or use --loss_type grpo",
+        ("delta", "loss_type"),
+    ),
+    Rule(
+        "delta below the clip",
+        lambda c: c.config.policy.delta is not None and c.config.policy.delta <= 1 + c.epsilon_high,
+        "--delta must be above 1 + --epsilon_high, {c.epsilon_high:g}",
+        "leave it out, or use a larger one",
+        ("delta", "epsilon", "epsilon_high"),
     ),
 )
 
 # Legal, and said once before the run.
 WARNINGS: tuple[tuple[Callable[[Case], bool], str], ...] = (
     (
-        lambda c: c.starts_as_teacher and not c.learns_from_text and c.row.path == "loss",
+        lambda c: c.starts_as_teacher and not c.learns_from_text and not c.has_rewards,
         "student and teacher are the same model and read the same prompt: the divergence is zero and nothing is learnt",
     ),
     (
@@ -389,6 +361,15 @@ WARNINGS: tuple[tuple[Callable[[Case], bool], str], ...] = (
     (
         lambda c: c.config.teacher.offload_teacher_model and c.row.source != "model",
         "--offload_teacher_model has no effect: no teacher of its own is loaded here",
+    ),
+    (
+        lambda c: c.row.path == "advantage" and c.filters_samples,
+        "--top_p, --top_k, --min_p and --repetition_penalty make the samples off-policy: the policy gradient takes "
+        "them for the student's own",
+    ),
+    (
+        lambda c: c.row.path == "advantage" and c.config.method.sft_alpha > 0,
+        "--sft_alpha has no effect with --rlhf_type grpo, which learns from the student's own tokens only",
     ),
     (
         lambda c: bool(c.config.data.val_dataset) and c.config.data.split_dataset_ratio > 0,
@@ -403,7 +384,7 @@ def resolve_method(config: Config, *, has_teacher_prompt: bool, rows_without_res
     has_teacher_prompt: the rows carry a `teacher_prompt` column. rows_without_response: training rows that end in a
     prompt. Raises ConfigError, with the reason and a way out, for a combination that the table refuses.
     """
-    case = Case(config, _row(config, has_teacher_prompt=has_teacher_prompt), rows_without_response)
+    case = Case(config, method_row(config, has_teacher_prompt=has_teacher_prompt), rows_without_response)
     for rule in RULES:
         if rule.broken(case):
             raise rule.error(case)

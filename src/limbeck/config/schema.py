@@ -7,101 +7,34 @@ ambiguous. They are ms-swift's names wherever ms-swift has the flag. The text un
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from limbeck.config.routes import ModelRoute, ServerRoute, one_or_routes
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-RlhfType = Literal["gkd", "grpo"]
-TeacherSource = Literal["auto", "model", "server", "live", "base", "frozen", "ema"]
-Tracker = Literal["tensorboard", "wandb", "swanlab", "trackio"]
-Scheduler = Literal[
-    "cosine",
-    "linear",
-    "constant",
-    "constant_with_warmup",
-    "cosine_with_restarts",
-    "cosine_with_min_lr",
-    "polynomial",
-    "inverse_sqrt",
-    "warmup_stable_decay",
-]
-
-Count = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-
-
-def _seconds(value: Any) -> Any:
-    """ "2h30m", "90m", "45s" or plain seconds -> seconds; anything else is left for pydantic to refuse."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", value.strip())
-    if match is None or not match.group():
-        return value
-    return sum(int(part or 0) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True))
-
-
-def listed(value: Any) -> object:
-    """A single value where a list is meant, as YAML users write it; "none" is the empty list, as in transformers."""
-    if value is None or value in ("none", ["none"]):
-        return []
-    return value if isinstance(value, list) else [value]  # type: ignore[return-value]
-
-
-def _no(value: Any) -> Any:
-    """YAML 1.1 reads a bare `no` as false; where "no" is a choice, that is what was meant."""
-    return "no" if value is False else value
-
-
-def _as_text(value: Any) -> Any:
-    """Python callers name files by Path."""
-    return str(value) if isinstance(value, Path) else value
-
-
-def _number(value: Any) -> Any:
-    """Words of a command line where a choice is a number."""
-    return int(value) if isinstance(value, str) and value.isdigit() else value
-
-
-QuantBits = Annotated[Literal[4, 8], BeforeValidator(_number)]
-WireBits = Annotated[Literal[16, 32], BeforeValidator(_number)]
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
-Name = Annotated[str, BeforeValidator(_as_text)]
-Names = Annotated[list[Name], BeforeValidator(listed)]
-TeacherModel = Annotated[str | list[ModelRoute] | None, BeforeValidator(one_or_routes(ModelRoute, "model"))]
-TeacherServer = Annotated[str | list[ServerRoute] | None, BeforeValidator(one_or_routes(ServerRoute, "url"))]
-Strategy = Annotated[Literal["steps", "epoch", "no"], BeforeValidator(_no)]
-Precision = Annotated[Literal["auto", "no", "bf16"], BeforeValidator(_no)]
-
-
-def _not_zero(value: int) -> int:
-    if value == 0:
-        raise PydanticCustomError("no_steps", "is 0: there would be nothing to run")
-    return value
-
-
-class Room(BaseModel):
-    """A group of settings that one part of the program reads. Immutable: `model_copy(update=...)` makes another."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), validate_default=True
-    )
-
-
-def room_of(config: type[Room], flag: str) -> str:
-    """The room of a configuration that a flag lives in. Raises KeyError for an unknown one."""
-    for name, field in config.model_fields.items():
-        room = field.annotation
-        if isinstance(room, type) and issubclass(room, Room) and flag in room.model_fields:
-            return name
-    raise KeyError(flag)
+from limbeck.config.room import (
+    Count,
+    Dtype,
+    Fraction,
+    Name,
+    Names,
+    NotNegative,
+    Positive,
+    Precision,
+    QuantBits,
+    RlhfType,
+    Room,
+    Scheduler,
+    Seconds,
+    Strategy,
+    TeacherModel,
+    TeacherServer,
+    TeacherSource,
+    Tracker,
+    WireBits,
+    listed,
+    not_zero,
+)
 
 
 class Model(Room):
@@ -186,6 +119,72 @@ class Method(Room):
     """grpo: weight of the teacher's log-ratio in the advantage."""
     teacher_logratio_clip: Positive | None = None
     """grpo: bound of the absolute log-ratio of one token."""
+
+
+class Policy(Room):
+    """grpo: the policy loss of the sampled tokens."""
+
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo"] = "grpo"
+    """How a token's ratio and advantage become a loss, and what it is divided by."""
+    epsilon: NotNegative = 0.2
+    """The ratio is clipped below 1 - epsilon, and above 1 + epsilon where --epsilon_high is not given."""
+    epsilon_high: NotNegative | None = None
+    """The ratio is clipped above 1 + epsilon_high."""
+    delta: Positive | None = None
+    """Highest ratio of a token with a negative advantage; by default unbounded."""
+    tau_pos: Positive = 1.0
+    """sapo: temperature of the gate for positive advantages."""
+    tau_neg: Positive = 1.05
+    """sapo: temperature of the gate for negative advantages."""
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    """Whose ratio: each token's own, or the sequence's (GSPO)."""
+    num_iterations: Count = 1
+    """Times that a generation batch is learnt from."""
+    advantage_estimator: Literal["grpo", "rloo", "reinforce_plus_plus"] = "grpo"
+    """How rewards are compared inside a group."""
+    scale_rewards: Literal["group", "batch", "none"] | None = None
+    """Divide advantages by the spread of the group's rewards, of the batch's, or not; by default as the estimator's
+    paper does (group, none, batch)."""
+    overlong_filter: bool = False
+    """Leave responses that ran out of tokens out of the loss."""
+    top_entropy_quantile: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the tokens, those of highest entropy, that the policy loss is taken on."""
+    opd_signal: Literal["sampled", "topk", "full"] = "sampled"
+    """The teacher's part: its log-ratio of the sampled token as advantage, or with less noise and the same mean
+    gradient its reverse KL over the --gkd_logits_topk or over the full vocabulary, as a loss beside the policy's."""
+
+
+class Reward(Room):
+    """grpo: rewards of whole responses."""
+
+    reward_funcs: Names = []
+    """Rewards by name: accuracy, format, cosine, repetition, soft_overlong, exact, reasoning_gym, or a plugin's."""
+    reward_weights: Annotated[list[float], BeforeValidator(listed)] = []
+    """Weights of the rewards, in their order; by default 1 each."""
+    external_plugins: Names = []
+    """Python files that register rewards: @limbeck.register_reward("name")."""
+    reward_timeout: Seconds = 60
+    """How long the rewards of a batch may take before its values count as missing."""
+    accuracy_time_limit: Seconds = 5
+    """accuracy, cosine: how long one answer may take; over it the reward is missing, not 0."""
+    cosine_min_len_value_wrong: float = -0.5
+    """cosine: reward of the shortest wrong answer."""
+    cosine_max_len_value_wrong: float = 0.0
+    """cosine: reward of the longest wrong answer."""
+    cosine_min_len_value_correct: float = 1.0
+    """cosine: reward of the shortest right answer."""
+    cosine_max_len_value_correct: float = 0.5
+    """cosine: reward of the longest right answer."""
+    cosine_max_len: Count | None = None
+    """cosine: length in tokens that counts as longest; by default --max_completion_length."""
+    repetition_n_grams: Count = 3
+    """repetition: words of a repeated piece."""
+    repetition_max_penalty: float = -1.0
+    """repetition: reward of a response that only repeats itself."""
+    soft_max_length: Count | None = None
+    """soft_overlong: length in tokens that is too long; by default --max_completion_length."""
+    soft_cache_length: Count | None = None
+    """soft_overlong: tokens before that length over which the penalty grows."""
 
 
 class Teacher(Room):
@@ -286,7 +285,7 @@ class Optim(Room):
     """Clip the gradient's norm; 0 is off."""
     num_train_epochs: Positive = 3.0
     """Passes over the rows."""
-    max_steps: Annotated[int, Field(ge=-1), AfterValidator(_not_zero)] = -1
+    max_steps: Annotated[int, Field(ge=-1), AfterValidator(not_zero)] = -1
     """Optimizer steps, instead of --num_train_epochs; -1 is off."""
     per_device_train_batch_size: Count = 1
     """Sequences a micro-batch on each device."""
@@ -355,6 +354,8 @@ class Config(Room):
     model: Model
     data: Data = Data()
     method: Method = Method()
+    policy: Policy = Policy()
+    reward: Reward = Reward()
     teacher: Teacher = Teacher()
     rollout: Rollout = Rollout()
     optim: Optim = Optim()

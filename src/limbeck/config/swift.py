@@ -46,14 +46,10 @@ _IMAGES = "leave it out: text models only"
 _PPO = "leave it out: --rlhf_type gkd has no rewards and no clipped ratio"
 _PREF = "Limbeck distils and does not train on preferences; leave it out"
 _ENGINE = (
-    "use_vllm sleep_level move_model_batches gpu_memory_utilization max_model_len tensor_parallel_size async_generate "
+    "use_vllm sleep_level move_model_batches gpu_memory_utilization tensor_parallel_size async_generate "
     "offload_model offload_optimizer"
 )
-_POLICY = (
-    "reward_funcs reward_weights reward_model reward_model_plugin num_iterations epsilon epsilon_high delta "
-    "scale_rewards advantage_estimator importance_sampling_level dynamic_sample max_resample_times overlong_filter "
-    "top_entropy_quantile sync_ref_model kl_in_reward"
-)
+_POLICY = "reward_model reward_model_plugin dynamic_sample max_resample_times sync_ref_model kl_in_reward"
 
 FLAGS: dict[str, Entry] = {
     # ours by another name
@@ -116,7 +112,6 @@ FLAGS: dict[str, Entry] = {
     "padding_free": Refused("leave it out: rows are padded to the longest of their micro-batch", _NO),
     "streaming": Refused("leave it out, and take a part of the data set with PATH#N", _NO),
     "columns": Refused("rename the columns in the file: messages, or prompt and completion"),
-    "external_plugins": Refused("write the rows to a .jsonl file in the messages format and pass that as --dataset"),
     "custom_register_path": Refused("write the rows to a .jsonl file in the messages format, or pass a hub id"),
     "cached_dataset": Refused("pass the rows themselves as --dataset"),
     "multi_turn_scheduler": Refused("leave it out: the student writes one turn of a conversation"),
@@ -164,10 +159,8 @@ FLAGS: dict[str, Entry] = {
     "lora_bias": Refused("leave it out: adapters have no bias", ("none",)),
     "rope_scaling": Refused("set it in the model's own config.json"),
     "num_generations_eval": Refused("leave it out: --eval_on_policy samples one response a row"),
-    "loss_type": Refused("the divergence is chosen with --beta"),
     "rpo_alpha": Refused(_PREF),
     "label_smoothing": Refused(_PREF, ("0",)),
-    "infer_backend": Refused(_SERVER, ("pt", "transformers")),
     **{name: Refused(_SERVER, _NO) for name in _ENGINE.split()},
     **{name: Refused(_PPO) for name in _POLICY.split()},
 }
@@ -179,7 +172,6 @@ FAMILIES: dict[str, Entry] = {
     "swanlab_": Refused("set it in the environment, as SWANLAB_PROJECT and the like"),
     "ref_": Refused(_PPO),
     "chord_": Refused(_PPO),
-    "cosine_": Refused(_PPO),
     "vit_": Refused(_IMAGES),
     "lora_ga_": Refused("leave it out: plain LoRA adapters"),
     "galore_": Refused("leave it out: AdamW"),
@@ -198,6 +190,7 @@ VALUES: dict[tuple[str, str], str] = {
     ("torch_dtype", "fp32"): "float32",
     ("torch_dtype", "bf16"): "bfloat16",
     ("torch_dtype", "fp16"): "float16",
+    ("infer_backend", "pt"): "transformers",
 }
 
 

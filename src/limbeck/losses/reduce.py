@@ -6,6 +6,7 @@ loss = sum over everything of (weights * values) / sum over everything of the de
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -14,12 +15,12 @@ from torch import Tensor
 Reduction = Literal["tokens", "sequences", "fixed"]
 
 
-def token_weights(mask: Tensor, reduction: Reduction = "tokens") -> Tensor:
-    """[B, T] bool, True = active -> [B, T] float32, zero where inactive.
+def token_weights(mask: Tensor, reduction: Reduction = "tokens", *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[B, T] bool, True = active -> [B, T], zero where inactive.
 
     tokens, fixed: 1 a token. sequences: 1 / length of the sequence (GRPO: mean over sequences of token means).
     """
-    active = mask.to(torch.float32)
+    active = mask.to(dtype)
     return active / active.sum(-1, keepdim=True).clamp(min=1) if reduction == "sequences" else active
 
 
@@ -28,12 +29,28 @@ def denominator(mask: Tensor, reduction: Reduction = "tokens", *, fixed_length: 
 
     tokens:    active tokens (divergences; dapo, bnpo, cispo).
     sequences: sequences with an active token (grpo, sapo).
-    fixed:     sequences times `fixed_length` (dr_grpo).
+    fixed:     all B sequences times `fixed_length` (dr_grpo), those without an active token too: a constant that does
+               not depend on what was sampled is the point of it. Raises ValueError for a length below 1.
     """
     if reduction == "tokens":
         return int(mask.sum())
-    count = int(mask.any(-1).sum())
-    return count * fixed_length if reduction == "fixed" else count
+    if reduction == "sequences":
+        return int(mask.any(-1).sum())
+    if fixed_length < 1:
+        raise ValueError(f"fixed_length must be at least 1, got {fixed_length}")
+    return mask.shape[0] * fixed_length
+
+
+def token_mask(counts: Sequence[int], *, device: torch.device | None = None) -> Tensor:
+    """Active tokens by sequence -> [B, longest] bool, True for the first counts[i] of each row."""
+    lengths = torch.tensor(list(counts), dtype=torch.int64, device=device)
+    return torch.arange(max(counts, default=0), device=device) < lengths.unsqueeze(-1)
+
+
+def pad_tokens(values: Tensor, counts: Sequence[int]) -> Tensor:
+    """[N], sequence after sequence -> [B, longest], zeros behind; `padded[token_mask(counts)]` is the way back."""
+    mask = token_mask(counts, device=values.device)
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
 def check_weights(weights: Tensor | None, rows: int, name: str) -> Tensor | None:

@@ -84,7 +84,10 @@ class LocalTeacher(Teacher):
         batch = collate([s.told for s in samples], self.pad_id).to(self.device)
         hidden = hidden_states(self.model, batch.input_ids, (batch.rows, batch.cols))
         hidden = hidden if self.answer_device is None else hidden.to(self.answer_device)
-        ids = torch.cat(list(named)).to(hidden.device) if named is not None else None
+        if self.ask.kind == "sampled":
+            ids = batch.targets.unsqueeze(-1).to(hidden.device)
+        else:
+            ids = torch.cat(list(named)).to(hidden.device) if named is not None else None
         return list(split(signal_of(self.ask, hidden, head, ids), batch.counts))
 
     def follow(self) -> None:

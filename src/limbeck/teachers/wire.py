@@ -14,7 +14,8 @@ The answer holds the sequences that were not refused, in order:
     echo     int32 [sum N]            the ids that the server read at the places, to be compared with those sent
     hidden   [sum N, H]               kind `hidden`, as the server computes them
     ids_low  uint16 [sum N, K]        ids, the low 16 bits, and
-    ids_high uint8 [sum N, K]         the rest of them, where any is over 65,535
+    ids_high uint8 [sum N, K / 4]     the rest of them, where any is over 65,535: 2 bits each, the first ones lowest, or
+                                      [sum N, K] where any is over 262,143
     logprobs float32 [sum N, K], or codes uint16 [sum N, K] with spans float32 [sum N]
     log_tail float32 [sum N]
     metadata: kind, teacher (its identity), head (a hash), refused (JSON: {index: reason})
@@ -140,7 +141,7 @@ def decode_answer(body: bytes, counts: Sequence[int], *, valid: int) -> Answer:
     try:
         refused = {int(i): str(why) for i, why in json.loads(meta["refused"]).items()}
         kind, teacher, head = meta["kind"], meta["teacher"], meta["head"]
-    except (KeyError, ValueError, AttributeError) as error:
+    except (KeyError, ValueError, AttributeError, RecursionError) as error:
         raise WireError(f"the answer's metadata cannot be read: {error}") from error
     answered = [n for i, n in enumerate(counts) if i not in refused]
     if kind == "hidden":
@@ -164,7 +165,7 @@ def pack(signals: Sequence[TopK], bits: int) -> Arrays:
     logprobs = torch.cat([s.logprobs for s in signals]).float() if signals else torch.empty(0, 1)
     arrays = {"ids_low": (ids & 0xFFFF).to(torch.uint16)}
     if ids.numel() and int(ids.max()) > 0xFFFF:
-        arrays["ids_high"] = (ids >> 16).to(torch.uint8)
+        arrays["ids_high"] = _pack_high(ids >> 16)
     tails = [s.log_tail for s in signals if s.log_tail is not None]
     if len(tails) == len(signals):  # a stock server sends none
         arrays["log_tail"] = torch.cat([t.float() for t in tails]) if tails else torch.empty(0)
@@ -187,11 +188,8 @@ def unpack(arrays: Arrays, counts: Sequence[int], *, valid: int) -> list[TopK]:
     if low is None or low.dtype != torch.uint16 or low.ndim != 2 or low.shape[0] != rows:
         raise WireError(f"the answer has no ids [{rows}, K]")
     ids = low.to(torch.int64)
-    high = arrays.get("ids_high")
-    if high is not None:
-        if high.shape != low.shape or high.dtype != torch.uint8:
-            raise WireError("the two halves of the ids differ in shape")
-        ids += high.to(torch.int64) << 16
+    if (high := arrays.get("ids_high")) is not None:
+        ids += _unpack_high(high, low.shape) << 16
     log_tail = _floats(arrays, "log_tail", (rows,)) if "log_tail" in arrays else None
     shape = tuple(low.shape)
     logprobs = _from_codes(arrays, shape, log_tail) if "codes" in arrays else _floats(arrays, "logprobs", shape)
@@ -205,6 +203,24 @@ def unpack(arrays: Arrays, counts: Sequence[int], *, valid: int) -> list[TopK]:
     tails = [None] * len(counts) if log_tail is None else log_tail.split(list(counts))
     split = zip(logprobs.split(list(counts)), ids.split(list(counts)), tails, strict=True)
     return [TopK(lp, i, tail) for lp, i, tail in split]
+
+
+def _pack_high(high: Tensor) -> Tensor:
+    """Numbers [N, K] as bytes [N, K / 4], four in each, where all are below 4; otherwise as they are."""
+    if int(high.max()) > 3:
+        return high.to(torch.uint8)
+    fours = torch.nn.functional.pad(high, (0, -high.shape[1] % 4)).unflatten(1, (-1, 4))
+    return (fours << torch.tensor([0, 2, 4, 6], device=high.device)).sum(-1).to(torch.uint8)
+
+
+def _unpack_high(high: Tensor, shape: torch.Size) -> Tensor:
+    rows, columns = shape
+    if high.dtype != torch.uint8 or tuple(high.shape) not in ((rows, columns), (rows, -(-columns // 4))):
+        raise WireError("the two halves of the ids differ in shape")
+    numbers = high.to(torch.int64)
+    if high.shape[1] == columns:  # one id of 2 bits is its own byte
+        return numbers
+    return (numbers.unsqueeze(-1) >> torch.tensor([0, 2, 4, 6]) & 3).flatten(1)[:, :columns]
 
 
 def _from_codes(arrays: Arrays, shape: tuple[int, ...], log_tail: Tensor | None) -> Tensor:
@@ -240,7 +256,7 @@ def unseal(message: bytes) -> tuple[Arrays, dict[str, str]]:
     try:
         head = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
         return load(body), {str(k): str(v) for k, v in head.get("__metadata__", {}).items()}
-    except (SafetensorError, ValueError, AttributeError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise WireError(f"the arrays cannot be read: {error}") from error
 
 

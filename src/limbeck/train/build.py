@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,14 +17,19 @@ from transformers import PreTrainedModel, get_scheduler
 from limbeck.config.defaults import Choice
 from limbeck.config.schema import Config, Model
 from limbeck.errors import ConfigError
+from limbeck.losses import PolicyLoss
 from limbeck.models import add_lora, check_head, dropout_off, load_model, unwrap
+from limbeck.rewards import RewardTable, score
 from limbeck.rollouts import HFSampler, Sampling, sample_dataset
+from limbeck.signal import Sample
+from limbeck.teachers import Teacher
 from limbeck.train import parallel
-from limbeck.train.objective import DivergenceLoss
+from limbeck.train.objective import AdvantageLoss, DivergenceLoss
+from limbeck.train.policy import Judge, Reward
 from limbeck.train.prepare import Prepared
 from limbeck.train.step import Parts
-from limbeck.train.student import StudentStep
-from limbeck.train.teacher import build_teacher
+from limbeck.train.student import Objective, StudentStep
+from limbeck.train.teacher import build_reference, build_teacher
 
 ROLLOUT_BATCH = 32  # sequences a `generate` call, where not given
 
@@ -76,6 +82,7 @@ def build(
         ) from error
     with parallel.together(accelerator):
         teacher = build_teacher(prepared, accelerator, model, choices, say=say)
+        reference = build_reference(prepared, accelerator, model)
     parts = Parts(
         plan=prepared.plan,
         accelerator=accelerator,
@@ -86,6 +93,7 @@ def build(
         optimizer=optimizer,
         scheduler=scheduler,
         pad_id=prepared.tokenizer.pad_token_id,
+        judge=build_judge(prepared, reference, say),
     )
     return parts, choices
 
@@ -134,9 +142,9 @@ def load_frozen(m: Model, device: torch.device) -> nn.Module:
     return cast(nn.Module, model).to(device)
 
 
-def objective_of(config: Config) -> DivergenceLoss:
-    m = config.method
-    return DivergenceLoss(
+def objective_of(config: Config) -> Objective:
+    m, p = config.method, config.policy
+    divergence = DivergenceLoss(
         beta=m.beta or 0.0,
         temperature=m.loss_temperature,
         normalize=m.jsd_normalize,
@@ -145,6 +153,77 @@ def objective_of(config: Config) -> DivergenceLoss:
         sft_alpha=m.sft_alpha,
         impl=m.loss_impl,
     )
+    if m.rlhf_type != "grpo":
+        return divergence
+    beside = None if p.opd_signal == "sampled" else replace(divergence, beta=1.0, normalize=False, sft_alpha=0.0)
+    return AdvantageLoss(
+        policy_loss(config),
+        config.rollout.temperature or 1.0,
+        m.loss_temperature,
+        beside,
+        m.teacher_kl_coef,
+        rewarded=bool(config.reward.reward_funcs),
+    )
+
+
+def policy_loss(config: Config) -> PolicyLoss:
+    p = config.policy
+    return PolicyLoss(
+        loss_type=p.loss_type,
+        level=p.importance_sampling_level,
+        epsilon=p.epsilon,
+        epsilon_high=p.epsilon_high,
+        delta=p.delta,
+        tau_pos=p.tau_pos,
+        tau_neg=p.tau_neg,
+        beta=config.method.beta or 0.0,
+    )
+
+
+def build_judge(prepared: Prepared, reference: Teacher | None, say: Callable[[str], None]) -> Judge | None:
+    """What settles the advantages on path B; None on path A."""
+    config, p = prepared.config, prepared.config.policy
+    if prepared.method.path != "advantage":
+        return None
+    return Judge(
+        loss=policy_loss(config),
+        group=prepared.plan.num_generations,
+        coef=config.method.teacher_kl_coef,
+        temperature=config.rollout.temperature or 1.0,
+        loss_temperature=config.method.loss_temperature,
+        max_length=config.rollout.max_completion_length,
+        pad_id=prepared.tokenizer.pad_token_id,
+        reuses=prepared.plan.steps_per_generation * prepared.plan.num_iterations > 1,
+        sampled=p.opd_signal == "sampled",
+        logratio_clip=config.method.teacher_logratio_clip,
+        estimator=p.advantage_estimator,
+        scale=p.scale_rewards,
+        overlong_filter=p.overlong_filter,
+        top_entropy=p.top_entropy_quantile,
+        reward=build_reward(prepared, say),
+        reference=reference,
+    )
+
+
+def build_reward(prepared: Prepared, say: Callable[[str], None]) -> Reward | None:
+    """The rewards' table of samples; a failure is counted in it and said once a reason."""
+    rewards, tokenizer = prepared.rewards, prepared.tokenizer
+    if not rewards:
+        return None
+
+    def reward(samples: Sequence[Sample]) -> RewardTable:
+        ids = [list(s.tokens.response_ids) for s in samples]
+        return score(
+            rewards,
+            tokenizer.batch_decode(ids, skip_special_tokens=True) if ids else [],
+            [s.example.columns for s in samples],
+            prompts=[list(s.example.messages) for s in samples],
+            completion_ids=ids,
+            timeout=prepared.config.reward.reward_timeout,
+            warn=lambda text: say(f"WARNING: {text}"),
+        )
+
+    return reward
 
 
 def build_sampler(prepared: Prepared, accelerator: Accelerator, model: nn.Module) -> HFSampler:

@@ -29,7 +29,8 @@ from limbeck.data.render import Rendered
 from limbeck.errors import ConfigError
 from limbeck.losses import Head
 from limbeck.rollouts import Row
-from limbeck.signal import Hidden, Sample, Scored, Signal, TopK
+from limbeck.signal import Hidden, Policy, Sample, Scored, Signal, TopK
+from limbeck.teachers import Teacher
 from limbeck.train.meter import Meter
 from limbeck.train.step import Generation, Parts
 
@@ -86,6 +87,7 @@ def save(parts: Parts, progress: Progress, tokenizer: Any, run_folder: Path, *, 
             "random": _random_state(),
             "meter": progress.meter.state(),
             "teacher": parts.teacher.state() if parts.teacher is not None else {},
+            "reference": reference.state() if (reference := _reference(parts)) is not None else {},
         },
         partial / f"rank-{rank}.pt",
     )
@@ -137,7 +139,13 @@ def restore(parts: Parts, progress: Progress, checkpoint: Path) -> None:
         _load_signals(progress.generation, torch.load(signals, map_location="cpu", weights_only=True))
     if parts.teacher is not None and own["teacher"]:
         parts.teacher.restore(own["teacher"])
+    if (reference := _reference(parts)) is not None and own["reference"]:
+        reference.restore(own["reference"])
     _set_random_state(own["random"])
+
+
+def _reference(parts: Parts) -> Teacher | None:
+    return None if parts.judge is None else parts.judge.reference
 
 
 def _restore_optimizer(parts: Parts, own: dict[str, Any]) -> None:
@@ -161,6 +169,7 @@ def _stream(parts: Parts) -> dict[str, Any]:
         "batch_size": plan.step_batch,
         "steps_per_generation": plan.steps_per_generation,
         "num_generations": plan.num_generations,
+        "num_iterations": plan.num_iterations,
         "seed": plan.seed,
         "data_seed": plan.data_seed,
         "processes": parts.accelerator.num_processes,
@@ -209,46 +218,54 @@ def _dump_signals(parts: Parts, generation: Generation | None) -> dict[str, Any]
     """The signals still to be learnt from, where asking again would give others: from a teacher that moves, or about
     ids that the student named. Each head is kept once."""
     teacher = parts.teacher
-    if teacher is None or generation is None or generation.spent or generation.scored is None:
+    if generation is None or generation.spent or generation.scored is None:
         return None
-    if not (teacher.moves or teacher.ask.names):
+    if parts.judge is None and (teacher is None or not (teacher.moves or teacher.ask.names)):
         return None
     heads: list[Head] = []
 
-    def dump(signal: Signal | None) -> dict[str, Any]:
+    def dump(signal: Signal | None) -> dict[str, Any] | None:
+        if signal is None:
+            return None
         if isinstance(signal, TopK):
             return {"logprobs": signal.logprobs, "ids": signal.ids, "log_tail": signal.log_tail}
-        assert signal is not None
         if all(head is not signal.head for head in heads):
             heads.append(signal.head)
         number = next(i for i, head in enumerate(heads) if head is signal.head)
         return {"hidden": signal.hidden.clone(), "head": number}  # a view would take its whole storage along
 
-    number = {
-        id(s): (i, j, k) for i, step in enumerate(generation.steps) for j, b in enumerate(step) for k, s in enumerate(b)
-    }
-    told = [
-        {"at": number[id(s.sample)], "teacher": s.teacher, **dump(s.signal)}
-        for step in generation.scored
-        for batch in step
-        for s in batch
-    ]
-    kept = [{f: getattr(head, f) for f in ("weight", "bias", "softcap", "scale", "valid")} for head in heads]
+    told: list[dict[str, Any]] = []
+    for i, (step, scored) in enumerate(zip(generation.steps, generation.scored, strict=True)):
+        place = {id(s): (i, j, k) for j, batch in enumerate(step) for k, s in enumerate(batch)}
+        told += [
+            {
+                "at": place[id(s.sample)],
+                "teacher": s.teacher,
+                "signal": dump(s.signal),
+                "policy": None if s.policy is None else {f: getattr(s.policy, f) for f in s.policy.__slots__},
+            }
+            for batch in scored
+            for s in batch
+        ]
+    kept = [{f: getattr(head, f) for f in head.__slots__} for head in heads]
     return {"told": told, "heads": kept}
 
 
 def _load_signals(generation: Generation, saved: dict[str, Any]) -> None:
     """Scores the generation with what was saved; a row that is not there was refused."""
     heads = [Head(**head) for head in saved["heads"]]
+
+    def load(signal: dict[str, Any] | None) -> Signal | None:
+        if signal is None:
+            return None
+        return Hidden(signal["hidden"], heads[signal["head"]]) if "hidden" in signal else TopK(**signal)
+
     told: dict[tuple[int, int], list[Scored]] = {}
     for entry in saved["told"]:
         i, j, k = entry["at"]
-        signal = (
-            Hidden(entry["hidden"], heads[entry["head"]])
-            if "hidden" in entry
-            else TopK(entry["logprobs"], entry["ids"], entry["log_tail"])
-        )
-        told.setdefault((i, j), []).append(Scored(generation.steps[i][j][k], signal, entry["teacher"]))
+        policy = None if entry["policy"] is None else Policy(**entry["policy"])
+        scored = Scored(generation.steps[i][j][k], load(entry["signal"]), entry["teacher"], policy)
+        told.setdefault((i, j), []).append(scored)
     generation.scored = [
         [told[i, j] for j in range(len(step)) if (i, j) in told] for i, step in enumerate(generation.steps)
     ]

@@ -122,7 +122,7 @@ def _account(parts: Parts, progress: checkpoint.Progress, hooks: Hooks, result: 
     meter.add("grad_norm", result.grad_norm, 1)
     for name, (total, count) in result.stats.items():
         meter.add(name, total, count)
-    if parts.teacher is None:  # then the loss is the cross-entropy, and known at every step
+    if parts.teacher is None and parts.judge is None:  # then the loss is the cross-entropy, and known at every step
         meter.add("ce", result.loss * result.tokens, result.tokens)
     for scored in result.samples:
         tokens = scored.sample.tokens
@@ -131,6 +131,10 @@ def _account(parts: Parts, progress: checkpoint.Progress, hooks: Hooks, result: 
         meter.add("prompt_length/mean", len(tokens.prompt_ids), 1)
         if scored.sample.source == "student":
             meter.add("truncated_share", scored.sample.truncated, 1)
+    if parts.judge is not None:
+        for name, (total, count) in parts.judge.found.items():
+            meter.add(name, total, count)
+        parts.judge.found = {}
     meter.add("seconds/learn", result.seconds, 1)
     for name, seconds in generation.seconds.items():
         meter.add(f"seconds/{name}", seconds, 0)
@@ -143,7 +147,7 @@ def _account(parts: Parts, progress: checkpoint.Progress, hooks: Hooks, result: 
     refused, generation.refused = generation.refused, 0
     progress.refused += int(parallel.total(parts.accelerator, refused))
     epoch_before = state.epoch or 0.0
-    done = state.global_step * parts.plan.step_batch / parts.plan.num_generations
+    done = state.global_step * parts.plan.step_batch / parts.plan.num_generations / parts.plan.num_iterations
     state.epoch = min(done, parts.plan.total_rows or done) / len(parts.rows)
     control = hooks.call("on_step_end")
     if int(state.epoch) > int(epoch_before) or state.global_step >= state.max_steps:  # the last one may be a part

@@ -1,7 +1,8 @@
-"""How the signal reaches the student. Path A: a divergence, and cross-entropy, as the loss."""
+"""How the signal reaches the student. Path A: a divergence, and cross-entropy, as the loss. Path B: an advantage."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,14 +11,21 @@ from torch import Tensor
 from limbeck.data.collate import Batch
 from limbeck.losses import (
     Head,
+    PolicyLoss,
+    clip_shares,
     divergence,
+    k3_estimate,
     linear_divergence,
     linear_policy_loss,
     linear_token_logprobs,
     linear_topk_divergence,
+    pad_tokens,
+    policy_objective,
+    sequence_logratio,
+    token_mask,
     topk_divergence,
 )
-from limbeck.signal import Hidden, Part, Signal, TopK
+from limbeck.signal import Hidden, Part, Policy, Signal, TopK
 
 Stats = dict[str, Tensor]
 OVER_SUPPORT = ("forward_kl", "reverse_kl", "student_entropy", "teacher_entropy")
@@ -27,11 +35,12 @@ OVER_SUPPORT = ("forward_kl", "reverse_kl", "student_entropy", "teacher_entropy"
 class MicroBatch:
     """What one forward of the student learns from. `parts`: the teachers' signals, none for plain cross-entropy;
     `on_dataset` [N] bool says which active tokens are the dataset's. N = 0 is legal: a rank that has run out of rows
-    goes through the motions."""
+    goes through the motions. `policy`: what the tokens are worth on path B, of all samples, [N]."""
 
     batch: Batch
     parts: list[Part]
     on_dataset: Tensor
+    policy: Policy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +60,21 @@ class DivergenceLoss:
     sft_alpha: float = 0.0
     impl: str = "linear"
 
-    def __call__(self, hidden: Tensor, head: Head, micro: MicroBatch, *, stats: bool) -> tuple[Tensor, Stats]:
+    def __call__(
+        self, hidden: Tensor, head: Head, micro: MicroBatch, *, stats: bool, weights: Tensor | None = None
+    ) -> tuple[Tensor, Stats]:
+        """weights [N]: of the divergence of each token, 1 where None."""
         if micro.on_dataset.numel() == 0:
-            return hidden.sum() * 0.0 + head.weight.sum() * 0.0, {}
+            return no_tokens(hidden, head), {}
         if not micro.parts:
-            return self._cross_entropy(hidden, head, micro.batch.targets, stats)
+            return cross_entropy(hidden, head, micro.batch.targets, stats=stats)
         one = self._reference if self.impl == "reference" else self._divergence
         total, found = hidden.new_zeros(()), {}
         for part in micro.parts:
             at = slice(None) if part.index is None else part.index
             targets, on_dataset = micro.batch.targets[at], micro.on_dataset[at]
-            loss, values = one(hidden[at], head, part.signal, targets, on_dataset, stats=stats)
+            own = None if weights is None else weights[at]
+            loss, values = one(hidden[at], head, part.signal, targets, on_dataset, stats=stats, weights=own)
             total = loss if len(micro.parts) == 1 else total + loss
             for name, per_token in values.items():
                 if part.index is None:
@@ -72,9 +85,18 @@ class DivergenceLoss:
         return total, found
 
     def _divergence(
-        self, hidden: Tensor, head: Head, s: Signal, targets: Tensor, on_dataset: Tensor, *, stats: bool
+        self,
+        hidden: Tensor,
+        head: Head,
+        s: Signal,
+        targets: Tensor,
+        on_dataset: Tensor,
+        *,
+        stats: bool,
+        weights: Tensor | None,
     ) -> tuple[Tensor, Stats]:
         shared = {
+            "weights": weights,
             "beta": self.beta,
             "temperature": self.temperature,
             "normalize": self.normalize,
@@ -97,19 +119,16 @@ class DivergenceLoss:
             found["ce"] = -linear_token_logprobs(hidden, head, targets)
         return loss, found
 
-    def _cross_entropy(self, hidden: Tensor, head: Head, targets: Tensor, stats: bool) -> tuple[Tensor, Stats]:
-        def nll(logp: Tensor, index: Tensor) -> Tensor:
-            return -logp
-
-        out = linear_policy_loss(hidden, head, targets, nll, return_stats=stats)
-        if not stats:
-            return out, {}
-        loss, found = out
-        more = {} if torch.is_grad_enabled() else {"ce": found["loss"]}  # in training it is the loss
-        return loss, {"student_entropy": found["entropy"], **more}
-
     def _reference(
-        self, hidden: Tensor, head: Head, s: Signal, targets: Tensor, on_dataset: Tensor, *, stats: bool
+        self,
+        hidden: Tensor,
+        head: Head,
+        s: Signal,
+        targets: Tensor,
+        on_dataset: Tensor,
+        *,
+        stats: bool,
+        weights: Tensor | None,
     ) -> tuple[Tensor, Stats]:
         """The plain formula on full [N, V] logits with autograd, for comparison: same value, more memory."""
         logits = head.logits(hidden)
@@ -123,8 +142,108 @@ class DivergenceLoss:
             per_token = topk_divergence(logits, s.logprobs, s.ids, **tail, **shared)
         if self.token_clip is not None:
             per_token = per_token.clamp(max=self.token_clip)
-        loss = per_token.sum()
+        loss = per_token.sum() if weights is None else (weights * per_token).sum()
         if self.sft_alpha > 0:
             nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
             loss = loss + self.sft_alpha * (nll * on_dataset).sum()
         return loss, {"divergence": per_token.detach()}
+
+
+@dataclass(frozen=True, slots=True)
+class AdvantageLoss:
+    """The policy loss of the sampled tokens (losses/policy.py), and with `distil` the teacher's reverse KL as a loss
+    next to it: coef times the divergence of the same tokens, by the same weights. In the mean that is the gradient that
+    the teacher's log-ratio gives as an advantage, without its sampling noise (`--opd_signal topk | full`).
+
+    temperature: the sampler's, and the ratio's; loss_temperature: of the teacher's log-ratio. Without a `policy` in the
+    micro-batch, in an evaluation, it is the cross-entropy of the given responses.
+    """
+
+    loss: PolicyLoss
+    temperature: float
+    loss_temperature: float = 1.0
+    distil: DivergenceLoss | None = None
+    coef: float = 1.0
+    rewarded: bool = True
+
+    def __call__(self, hidden: Tensor, head: Head, micro: MicroBatch, *, stats: bool) -> tuple[Tensor, Stats]:
+        if micro.on_dataset.numel() == 0:
+            return no_tokens(hidden, head), {}
+        if micro.policy is None:
+            if self.distil is not None and micro.parts:
+                return self.distil(hidden, head, micro, stats=stats)
+            loss, found = cross_entropy(hidden, head, micro.batch.targets, stats=stats)
+            return loss, found | (self._teacher_kl(hidden, head, micro) if stats else {})
+        total, found = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32)), {}
+        if self.distil is not None:
+            kl, found = self.distil(hidden, head, micro, stats=stats, weights=micro.policy.weight)
+            total = total + self.coef * kl
+        if self.distil is None or self.rewarded or self.loss.beta > 0:
+            part, values = self._policy(hidden, head, micro, micro.policy, stats=stats)
+            total, found = total + part, found | values
+        return total, found
+
+    def _teacher_kl(self, hidden: Tensor, head: Head, micro: MicroBatch) -> Stats:
+        """The k3 estimate at given tokens; on the student's own its mean is the reverse KL."""
+        whole = torch.full_like(micro.on_dataset, torch.nan, dtype=torch.float32)
+        own = linear_token_logprobs(hidden, head, micro.batch.targets, temperature=self.loss_temperature)
+        for part in micro.parts:
+            at = slice(None) if part.index is None else part.index
+            assert isinstance(part.signal, TopK)
+            whole[at] = k3_estimate(part.signal.logprobs[:, 0] - own[at]).float()
+        return {"teacher_kl": whole} if micro.parts else {}
+
+    def _policy(
+        self, hidden: Tensor, head: Head, micro: MicroBatch, policy: Policy, *, stats: bool
+    ) -> tuple[Tensor, Stats]:
+        targets, old, sequence = micro.batch.targets, policy.old_logp, None
+        if old is not None and self.loss.level == "sequence":
+            with (
+                torch.no_grad()
+            ):  # s_i belongs to the whole sequence: it must be known before the first chunk's gradient
+                now = linear_token_logprobs(hidden, head, targets, temperature=self.temperature)
+            sequence = sequence_ratios(now, old, micro.batch.counts)
+        objective = policy_objective(
+            self.loss,
+            policy.advantage,
+            old_logp=old,
+            seq_logratio=sequence,
+            ref_logp=policy.ref_logp,
+            keep=policy.keep,
+        )
+        options = {"temperature": self.temperature, "weights": policy.weight, "return_stats": stats}
+        out = linear_policy_loss(hidden, head, targets, objective, **options)
+        if not stats:
+            return out, {}
+        loss, values = out
+        active = policy.weight != 0
+        found = {"student_entropy": values["entropy"], "logp": values["logp"]}
+        if old is not None:
+            ratio = values["logp"] - old if sequence is None else sequence
+            found |= clip_shares(self.loss, ratio, policy.advantage) | {"ratio": ratio.exp()}
+        if policy.ref_logp is not None:
+            found["reference_kl"] = k3_estimate(policy.ref_logp - values["logp"])
+        return loss, {name: value.where(active, torch.nan) for name, value in found.items()}
+
+
+def sequence_ratios(logp: Tensor, old_logp: Tensor, counts: Sequence[int]) -> Tensor:
+    """GSPO's log-ratio of the sequence at each of its tokens, [N] each -> [N]."""
+    mask = token_mask(counts, device=logp.device)
+    return sequence_logratio(pad_tokens(logp, counts), pad_tokens(old_logp, counts), mask)[mask]
+
+
+def no_tokens(hidden: Tensor, head: Head) -> Tensor:
+    """A zero that reaches every parameter, for a rank that has nothing to learn from."""
+    return hidden.sum() * 0.0 + head.weight.sum() * 0.0
+
+
+def cross_entropy(hidden: Tensor, head: Head, targets: Tensor, *, stats: bool) -> tuple[Tensor, Stats]:
+    def nll(logp: Tensor, index: Tensor) -> Tensor:
+        return -logp
+
+    out = linear_policy_loss(hidden, head, targets, nll, return_stats=stats)
+    if not stats:
+        return out, {}
+    loss, found = out
+    more = {} if torch.is_grad_enabled() else {"ce": found["loss"]}  # in training it is the loss
+    return loss, {"student_entropy": found["entropy"], **more}

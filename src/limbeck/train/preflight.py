@@ -5,6 +5,7 @@ Tokenizers, end tokens and chat templates are compared by `prepare` and `check_s
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ SHOWN = {
     "top1_agreement": "same favourite token",
     "teacher_mass": "teacher's mass on the top-k",
     "student_mass": "student's mass on the top-k",
+    "teacher_kl": "reverse KL, estimated",
     "forward_kl": "forward KL",
     "topk_forward_kl": "forward KL over the top-k",
     "teacher_entropy": "teacher's entropy",
@@ -78,13 +80,14 @@ def findings(prepared: Prepared, found: dict[str, float]) -> list[str]:
             f"student and teacher agree on {favourites:.0%} of the favourite tokens"
             + (f": on the student's own tokens the teacher has little to say yet; {first}" if method.lmbda > 0 else "")
         )
-    entropies = [found.get(f"{prefix}{side}_entropy") for side in ("teacher", "student") for prefix in ("", "topk_")]
-    theirs, own = (next((e for e in pair if e is not None), 0.0) for pair in (entropies[:2], entropies[2:]))
+    prefix = "topk_" if "topk_teacher_entropy" in found else ""
+    theirs = found.get(f"{prefix}teacher_entropy", math.nan)  # the sampled token says nothing of it
+    own = found.get(f"{prefix}student_entropy", math.nan)
     if own - theirs > 2:
         lines.append(f"the student is {own - theirs:.1f} nats less sure than the teacher: expect long, random samples")
     elif theirs - own > 2:
         lines.append(f"the student is {theirs - own:.1f} nats surer than the teacher: expect few, repeated answers")
-    if found["loss"] < 1e-6 and not prepared.config.method.sft_alpha:
+    if found.get("teacher_kl", found["loss"]) < 1e-6 and not prepared.config.method.sft_alpha:
         lines.append("student and teacher say the same: the loss is zero and nothing will be learnt")
     return lines
 

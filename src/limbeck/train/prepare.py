@@ -9,11 +9,12 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from limbeck.config.choices import MethodRow
 from limbeck.config.defaults import Choice, resolve_defaults
-from limbeck.config.method import MethodRow, resolve_method
+from limbeck.config.method import resolve_method
 from limbeck.config.routes import routes_of
 from limbeck.config.schema import Config
 from limbeck.data import Dropped, Example, load_examples, render_all
@@ -27,6 +28,7 @@ from limbeck.models import (
     tokenizer_difference,
     valid_ids,
 )
+from limbeck.rewards import NamedReward, RewardOptions, check_columns, load_plugin, named_rewards
 from limbeck.rollouts import Row
 from limbeck.train.step import Plan
 
@@ -46,6 +48,7 @@ class Prepared:
     dropped: dict[str, Dropped]
     plan: Plan
     max_steps: int
+    rewards: list[NamedReward] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -118,6 +121,7 @@ def prepare(config: Config, *, world_size: int = 1, answered_only: bool = False)
         dropped={"dataset": dropped, "val_dataset": dropped_held_out},
         plan=plan,
         max_steps=max_steps,
+        rewards=rewards_of(config, rows),
         notes=notes,
     )
 
@@ -153,14 +157,16 @@ def arithmetic(config: Config, method: MethodRow, n_rows: int, world_size: int) 
             where=f"--num_generations {generations}",
             fix="make --per_device_train_batch_size x --gradient_accumulation_steps x processes a multiple of it",
         )
+    iterations = config.policy.num_iterations if method.path == "advantage" else 1
     total_rows = None if run_by_steps(config) else math.ceil(optim.num_train_epochs * n_rows)
-    max_steps = optim.max_steps if total_rows is None else math.ceil(total_rows * generations / step_batch)
+    max_steps = optim.max_steps if total_rows is None else math.ceil(total_rows * generations / step_batch) * iterations
     plan = Plan(
         lmbda=method.lmbda,
         micro_batch=optim.per_device_train_batch_size,
         step_batch=step_batch,
         steps_per_generation=steps_per_generation,
         num_generations=generations,
+        num_iterations=iterations,
         total_rows=total_rows,
         max_grad_norm=optim.max_grad_norm,
         seed=run.seed,
@@ -192,6 +198,19 @@ def _read(config: Config) -> tuple[list[Example], Dropped, list[Example], Droppe
         held_out = [e for i, e in enumerate(examples) if i in out]
         examples = [e for i, e in enumerate(examples) if i not in out]
     return examples, dropped, held_out, dropped_held_out
+
+
+def rewards_of(config: Config, rows: Sequence[Row]) -> list[NamedReward]:
+    """The rewards of the run. Raises ConfigError for an unknown one, and for one that asks for a column no row has."""
+    r = config.reward
+    for path in r.external_plugins:
+        load_plugin(path)
+    names = [f.name for f in fields(RewardOptions) if f.name in type(r).model_fields]
+    longest = {"max_completion_length": config.rollout.max_completion_length}
+    options = RewardOptions(**{name: getattr(r, name) for name in names}, **longest)
+    rewards = named_rewards(r.reward_funcs, r.reward_weights or None, options)
+    check_columns(rewards, {name for example, _ in rows for name in example.columns})
+    return rewards
 
 
 def rows_by_teacher(config: Config, rows: Sequence[Row]) -> dict[str, int]:

@@ -4,8 +4,11 @@
     score    what does the teacher say of them?    a signal for each active token, asked once a generation batch
     learn    how does it reach the student?        the objective inside `StudentStep`, micro-batch by micro-batch
 
-All sums are divided once, by the number of active tokens of the whole step: every micro-batch, every rank, counted
-after scoring. So how sequences are split changes the loss and the gradient by rounding only.
+On path B what was scored is judged first, once a generation batch: rewards and log-ratios become advantages.
+
+All sums are divided once, by a number of the whole step: every micro-batch, every rank, counted after scoring. For
+divergences it is the number of active tokens, a policy loss says its own. So how sequences are split changes the loss
+and the gradient by rounding only.
 """
 
 from __future__ import annotations
@@ -24,10 +27,11 @@ from limbeck.data.order import rows_of_generation
 from limbeck.errors import TrainError
 from limbeck.models import evaluating
 from limbeck.rollouts import Row, Sampler, draw_source
-from limbeck.signal import Sample, Scored, Source, parts_of
+from limbeck.signal import Policy, Sample, Scored, Source, parts_of
 from limbeck.teachers import Answers, Teacher
 from limbeck.train import parallel
 from limbeck.train.objective import MicroBatch, Stats
+from limbeck.train.policy import Judge
 from limbeck.train.student import StudentStep
 
 
@@ -40,6 +44,7 @@ class Plan:
     step_batch: int  # an optimizer step, over all ranks
     steps_per_generation: int  # optimizer steps on one generation batch
     num_generations: int  # samples a prompt
+    num_iterations: int  # times that a generation batch is learnt from
     total_rows: int | None  # where the stream of rows ends; None: never
     max_grad_norm: float
     seed: int
@@ -60,15 +65,18 @@ class Parts:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     pad_id: int
+    judge: Judge | None = None
 
 
 @dataclass
 class Generation:
-    """A generation batch on this rank: samples by optimizer step and micro-batch, and, once scored, their signals."""
+    """A generation batch on this rank: samples by optimizer step and micro-batch, and, once scored, their signals.
+    places: id(sample) -> its place in the batch of all ranks, where the samples of a prompt stand together."""
 
     index: int
     source: Source
     steps: list[list[list[Sample]]]
+    places: dict[int, int] = field(default_factory=dict[int, int])
     scored: list[list[list[Scored]]] | None = None
     refused: int = 0
     used: int = 0
@@ -110,7 +118,7 @@ def train_step(parts: Parts, generation: Generation | None, *, stats: bool) -> t
     batches = generation.scored[generation.used]
     result = learn(parts, batches, generation.source, stats=stats)
     generation.used += 1
-    generation.scored[generation.used - 1] = []  # its signals are not needed again
+    generation.scored[generation.used - 1] = []  # its signals are not needed again (a later iteration holds its own)
     return generation, result
 
 
@@ -125,12 +133,17 @@ def sample(parts: Parts, index: int) -> Generation:
     repeated = [parts.rows[i] for i in numbers for _ in range(plan.num_generations)]
     n_steps = math.ceil(len(repeated) / plan.step_batch)
     own = parallel.own_part(parts.accelerator, repeated)
+    first = sum(
+        map(len, parallel.split_evenly(repeated, parts.accelerator.num_processes)[: parts.accelerator.process_index])
+    )
     seed = (plan.seed * 1_000_003 + index) * 1_009 + parts.accelerator.process_index
     teacher = parts.teacher
     done = None if teacher is None or teacher.ask.names else teacher.expect  # the student names ids when all are there
     samples = parts.samplers[source](own, seed=seed % 2**62, done=done)
     steps = [micro_batches(part, plan.micro_batch) for part in parallel.split_evenly(samples, n_steps)]
-    return Generation(index, source, steps, seconds={"sample": time.perf_counter() - began})
+    places = {id(s): first + i for i, s in enumerate(samples)}
+    seconds = {"sample": time.perf_counter() - began}
+    return Generation(index, source, steps * plan.num_iterations, places, seconds=seconds)
 
 
 def micro_batches(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
@@ -146,8 +159,9 @@ def score(parts: Parts, generation: Generation) -> None:
     Raises, on every rank, what the teacher raised on one of them: no rank waits for another that has given up.
     """
     began, accelerator, teacher = time.perf_counter(), parts.accelerator, parts.teacher
-    steps = [[] if i < generation.used else step for i, step in enumerate(generation.steps)]
-    flat = [batch for step in steps for batch in step]
+    once = len(generation.steps) // parts.plan.num_iterations
+    left = generation.steps[generation.used :][:once]  # each sample is asked about once
+    flat = [batch for step in left for batch in step]
     if teacher is None:
         answers = [[Scored(s, None) for s in batch] for batch in flat]
     else:
@@ -159,8 +173,14 @@ def score(parts: Parts, generation: Generation) -> None:
             for batch, told in zip(flat, signals, strict=True)
         ]
     generation.refused = sum(map(len, flat)) - sum(map(len, answers))
+    if parts.judge is not None:
+        with parallel.together(accelerator):
+            answers = parts.judge(accelerator, accelerator.unwrap_model(parts.student), answers, generation.places)
     rest = iter(answers)
-    generation.scored = [[batch for batch in (next(rest) for _ in step) if batch] for step in steps]
+    scored = [[batch for batch in (next(rest) for _ in step) if batch] for step in left]
+    generation.scored = [[]] * generation.used + [
+        list(scored[i % once]) for i in range(len(generation.steps) - generation.used)
+    ]
     generation.seconds["score"] = time.perf_counter() - began
 
 
@@ -181,7 +201,9 @@ def learn(parts: Parts, batches: list[list[Scored]], source: Source, *, stats: b
     Raises NonFinite, on every rank, before anything is updated.
     """
     accelerator, plan, began = parts.accelerator, parts.plan, time.perf_counter()
-    tokens = int(parallel.total(accelerator, sum(s.sample.n_active for batch in batches for s in batch)))
+    flat = [s for batch in batches for s in batch]
+    tokens = int(parallel.total(accelerator, sum(s.sample.n_active for s in flat)))
+    amount = tokens if parts.judge is None else parallel.total(accelerator, parts.judge.amount(flat))
     n_forwards = parallel.highest(accelerator, len(batches))  # ranks go through equal numbers of forwards
     loss_sum, sums, culprits = 0.0, {}, []
     for i in range(n_forwards):
@@ -194,14 +216,15 @@ def learn(parts: Parts, batches: list[list[Scored]], source: Source, *, stats: b
             if i == n_forwards - 1:  # reduced before the last backward, which is where ranks exchange gradients
                 _stop_if(parallel.total(accelerator, len(culprits)) > 0, "loss", culprits)
             # engines average gradients over ranks, the denominator is global: hence the number of processes
-            accelerator.backward(part * (accelerator.num_processes / max(tokens, 1)))
+            accelerator.backward(part * (accelerator.num_processes / max(amount, 1)))
         loss_sum += value
         for name, per_token in _by_teacher(token_stats, batch).items():
             before, count = sums.get(name, (0.0, 0))
-            sums[name] = before + float(per_token.double().sum()), count + per_token.numel()
+            known = per_token[~per_token.isnan()]  # a token that is filtered out has none
+            sums[name] = before + float(known.double().sum()), count + known.numel()
     parameters = [p for p in parts.student.parameters() if p.requires_grad]
     norm = float(accelerator.clip_grad_norm_(parameters, plan.max_grad_norm or math.inf))  # type: ignore[arg-type]
-    _stop_if(not math.isfinite(norm), "gradient", [s.sample for batch in batches for s in batch])
+    _stop_if(not math.isfinite(norm), "gradient", [s.sample for s in flat])
     learning_rate = parts.optimizer.param_groups[0]["lr"]
     if norm > 0:  # no rows, or a student equal to its teacher: weight decay alone must not move the weights
         parts.optimizer.step()
@@ -210,12 +233,12 @@ def learn(parts: Parts, batches: list[list[Scored]], source: Source, *, stats: b
     parts.scheduler.step()
     parts.optimizer.zero_grad()
     return StepResult(
-        loss=parallel.total(accelerator, loss_sum) / max(tokens, 1),
+        loss=parallel.total(accelerator, loss_sum) / max(amount, 1),
         tokens=tokens,
         grad_norm=norm,
         learning_rate=learning_rate,
         source=source,
-        samples=[s for batch in batches for s in batch],
+        samples=flat,
         stats=sums,
         seconds=time.perf_counter() - began,
     )
@@ -231,7 +254,22 @@ def micro_batch(scored: Sequence[Scored], pad_id: int, device: torch.device) -> 
         device=device,
     )
     counts = [s.sample.n_active for s in scored]
-    return MicroBatch(batch, parts_of(signals, counts, device) if signals else [], on_dataset)
+    signal_parts = parts_of(signals, counts, device) if signals else []
+    return MicroBatch(batch, signal_parts, on_dataset, _joined([s.policy for s in scored if s.policy is not None]))
+
+
+def _joined(policies: Sequence[Policy]) -> Policy | None:
+    """Of several samples as one, [sum of N]."""
+    if not policies:
+        return None
+
+    def join(name: str) -> torch.Tensor | None:
+        each = [getattr(policy, name) for policy in policies]
+        return None if each[0] is None else torch.cat(each)
+
+    advantage, weight, *rest = (join(name) for name in ("advantage", "weight", "old_logp", "ref_logp", "keep"))
+    assert advantage is not None and weight is not None
+    return Policy(advantage, weight, sum(p.amount for p in policies), *rest)
 
 
 def _by_teacher(stats: Stats, scored: Sequence[Scored]) -> Stats:

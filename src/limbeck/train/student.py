@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.data.collate import collate
-from limbeck.losses import linear_topk
+from limbeck.losses import linear_token_logprobs, linear_topk
 from limbeck.models import hidden_states, model_head
 from limbeck.signal import Sample
 from limbeck.train.objective import MicroBatch, Stats
@@ -40,3 +40,15 @@ class StudentStep(nn.Module):
         hidden = hidden_states(self.model, batch.input_ids, (batch.rows, batch.cols))
         _, ids, _ = linear_topk(hidden, model_head(self.model, self.valid), k)
         return list(ids.split(list(batch.counts)))
+
+    def logprobs(
+        self, samples: Sequence[Sample], temperatures: tuple[float, float], pad_id: int, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities [N] of the active tokens at both temperatures, and the entropies [N] at the first."""
+        batch = collate([s.tokens for s in samples], pad_id).to(device)
+        hidden = hidden_states(self.model, batch.input_ids, (batch.rows, batch.cols))
+        head, (first, second) = model_head(self.model, self.valid), temperatures
+        logp, entropy = linear_token_logprobs(hidden, head, batch.targets, temperature=first, return_entropy=True)
+        if first == second:
+            return logp, logp, entropy
+        return logp, linear_token_logprobs(hidden, head, batch.targets, temperature=second), entropy

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import nn
 
+from limbeck.config.choices import Source
 from limbeck.config.defaults import Choice
-from limbeck.config.method import Source
 from limbeck.config.routes import ModelRoute, ServerRoute
 from limbeck.config.schema import Config
 from limbeck.models import check_head, load_model
@@ -39,7 +39,7 @@ class _Site:
         return LocalTeacher(
             model,
             name=name,
-            ask=ask_of(self.config),
+            ask=more.pop("ask", None) or ask_of(self.config),
             valid=self.prepared.valid,
             pad_id=self.prepared.tokenizer.pad_token_id,
             device=more.pop("device", self.accelerator.device),
@@ -52,6 +52,8 @@ def ask_of(config: Config) -> Ask:
     """What the method needs to know of the teacher at every active token."""
     method = config.method
     k, temperature = method.gkd_logits_topk, method.loss_temperature
+    if method.rlhf_type == "grpo" and config.policy.opd_signal == "sampled":
+        return Ask("sampled", temperature=temperature)
     if k is None:
         return Ask("hidden", temperature=temperature)
     kinds = {
@@ -88,6 +90,19 @@ def build_teacher(
         tokenizer=tokenizer_fingerprint(prepared.tokenizer),
         valid=prepared.valid,
     )
+
+
+def build_reference(prepared: Prepared, accelerator: Accelerator, student: nn.Module) -> Teacher | None:
+    """The model that path B's KL with weight --beta holds the student to: the base under a fresh adapter, else the
+    student as it starts. None where beta is 0: then none is kept."""
+    config = prepared.config
+    if prepared.method.path != "advantage" or not config.method.beta:
+        return None
+    site = _Site(prepared, accelerator, student, [], print)
+    ask = Ask("sampled", temperature=config.rollout.temperature or 1.0)
+    fresh = isinstance(student, PeftModel) and not config.model.adapters
+    view = {"view": student.disable_adapter} if fresh else {"shadow": Shadow(student)}
+    return site.local(student, "reference", ask=ask, **view)
 
 
 def _model(site: _Site) -> Teacher:

@@ -83,10 +83,12 @@ def test_the_examples_in_the_help_parse():
 
     for name, spec in COMMANDS.items():
         for example in spec.examples:
-            command, *words = example.split("#  ")[0].split("      ")[0].split()[1:]
-            assert command == name
+            words = example.split("#  ")[0].split("      ")[0].split()[1:]
+            n = len(name.split())
+            assert " ".join(words[:n]) == name
+            words = words[n:]
             if "..." not in words and not words[0].endswith(".yaml"):
-                parse(command, words)
+                parse(name, words)
 
 
 def test_version(capsys):

@@ -275,7 +275,7 @@ def test_sft_has_no_teacher(write):
     assert parsed.notes == ["limbeck sft does not use rlhf_type, teacher_model of run.yaml"]
     assert error_of("sft", *BASE, "--teacher_model", "t") == (
         "error: limbeck sft does not use --teacher_model\n  where: --teacher_model t\n"
-        "  fix:   leave it out (`limbeck rlhf`, `limbeck eval`, `limbeck plan` use it)"
+        "  fix:   leave it out (`limbeck rlhf`, `limbeck eval`, `limbeck data score`, `limbeck plan` use it)"
     )
 
 
@@ -345,5 +345,5 @@ def test_yaml_round_trip(command, resolved, write):
 
 def test_yaml_is_by_room_and_plain():
     tree = yaml.safe_load(to_yaml(rlhf("--output_dir", "o")))
-    assert list(tree) == ["model", "data", "method", "teacher", "rollout", "optim", "run", "report"]
+    assert list(tree) == ["model", "data", "method", "policy", "reward", "teacher", "rollout", "optim", "run", "report"]
     assert tree["run"]["output_dir"] == "o"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from limbeck.config import Config, method
+from limbeck.config import Config
 from limbeck.config.flat import from_flat
 from limbeck.config.method import RULES, resolve_method
 from limbeck.errors import ConfigError
@@ -58,6 +58,26 @@ LEGAL = {
         {"teacher_model_server": "http://host:1", "teacher_hidden_states": True},
         ("GKD", "mix, lmbda 0.5", "JSD(0.5)", "full vocabulary", "loss", "server"),
     ),
+    "opd-rl": (
+        {"rlhf_type": "grpo", "teacher_model": "teacher"},
+        ("OPD-RL", "student", "reverse KL", "sampled", "advantage", "model"),
+    ),
+    "opd-rl, low variance": (
+        {"rlhf_type": "grpo", "teacher_model": "teacher", "opd_signal": "topk", "gkd_logits_topk": 64},
+        ("OPD-RL", "student", "reverse KL", "top-64", "advantage", "model"),
+    ),
+    "opd-rl from a server": (
+        {"rlhf_type": "grpo", "teacher_model_server": "http://host:1"},
+        ("OPD-RL", "student", "reverse KL", "sampled", "advantage", "server"),
+    ),
+    "grpo": (
+        {"rlhf_type": "grpo", "reward_funcs": ["format"]},
+        ("GRPO", "student", "none", "-", "advantage", "none"),
+    ),
+    "opsd by advantage": (
+        {"prompt": True, "rlhf_type": "grpo"},
+        ("OPSD (OPD-RL)", "student", "reverse KL", "sampled", "advantage", "live with a privileged prompt"),
+    ),
     "average of an adapter": (
         {"teacher_source": "ema", "sft_alpha": 0.1},
         ("GKD", "mix, lmbda 0.5", "JSD(0.5)", "full vocabulary", "loss", "ema"),
@@ -72,26 +92,6 @@ LEGAL = {
 @pytest.mark.parametrize("name", LEGAL)
 def test_the_row_of_every_legal_method(name):
     flags, cells = LEGAL[name]
-    assert tuple(row_of(**flags).cells().values()) == cells
-
-
-LATER = {
-    "opd-rl": (
-        {"rlhf_type": "grpo", "teacher_model": "teacher"},
-        ("OPD-RL", "student", "reverse KL", "sampled", "advantage", "model"),
-    ),
-    "grpo": ({"rlhf_type": "grpo"}, ("GRPO", "student", "none", "-", "advantage", "none")),
-    "opsd by advantage": (
-        {"prompt": True, "rlhf_type": "grpo"},
-        ("OPSD (OPD-RL)", "student", "reverse KL", "sampled", "advantage", "live with a privileged prompt"),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", LATER)
-def test_the_rows_that_only_wait_to_be_built_break_no_other_rule(name, monkeypatch):
-    monkeypatch.setattr(method, "RULES", tuple(rule for rule in RULES if "not built" not in rule.name))
-    flags, cells = LATER[name]
     assert tuple(row_of(**flags).cells().values()) == cells
 
 
@@ -243,11 +243,53 @@ policy gradient behind it
   where: --eval_on_policy true
   fix:   leave it out, or add --teacher_model""",
     ),
-    "grpo is not built": (
-        GKD | {"rlhf_type": "grpo"},
-        """error: --rlhf_type grpo is not built yet: the teacher's signal cannot be an advantage in this version
+    "nothing to reward": (
+        {"rlhf_type": "grpo"},
+        """error: --rlhf_type grpo has neither a teacher nor rewards
   where: --rlhf_type grpo
-  fix:   use --rlhf_type gkd --lmbda 1 --beta 1, the same reverse KL on the student's tokens as a loss""",
+  fix:   add --teacher_model to distil, or --reward_funcs accuracy""",
+    ),
+    "rewards on the loss path": (
+        GKD | {"reward_funcs": ["format"]},
+        """error: rewards are for --rlhf_type grpo: a divergence has no use for them
+  where: --reward_funcs format
+  fix:   leave them out, or use --rlhf_type grpo""",
+    ),
+    "rewards without a baseline": (
+        {"rlhf_type": "grpo", "reward_funcs": ["format"], "num_generations": 1},
+        """error: one response a prompt has no group to be compared with
+  where: --num_generations 1, --advantage_estimator grpo
+  fix:   use --num_generations 8, or --advantage_estimator reinforce_plus_plus, which compares with the whole batch""",
+    ),
+    "low variance without a teacher": (
+        {"rlhf_type": "grpo", "opd_signal": "full", "reward_funcs": ["accuracy"]},
+        """error: --opd_signal full is the teacher's part, and there is no teacher
+  where: --opd_signal full
+  fix:   add --teacher_model, or leave it out""",
+    ),
+    "low variance on the loss path": (
+        GKD | {"opd_signal": "full"},
+        """error: --opd_signal is for --rlhf_type grpo: the divergence is the whole loss here
+  where: --opd_signal full
+  fix:   leave it out; --lmbda 1 --beta 1 is the same reverse KL on the student's tokens""",
+    ),
+    "top-k of nothing": (
+        GKD | {"rlhf_type": "grpo", "gkd_logits_topk": 8},
+        """error: --gkd_logits_topk and --opd_signal topk belong together on --rlhf_type grpo
+  where: --gkd_logits_topk 8, --opd_signal sampled
+  fix:   give both for reverse KL over the top-k as a loss, or neither""",
+    ),
+    "delta without a clip": (
+        GKD | {"rlhf_type": "grpo", "delta": 3, "loss_type": "cispo"},
+        """error: --delta bounds PPO's clipped ratio, which --loss_type cispo does not have
+  where: --delta 3, --loss_type cispo
+  fix:   leave it out, or use --loss_type grpo""",
+    ),
+    "delta below the clip": (
+        GKD | {"rlhf_type": "grpo", "delta": 1.2, "epsilon_high": 0.28},
+        """error: --delta must be above 1 + --epsilon_high, 0.28
+  where: --delta 1.2, --epsilon 0.2, --epsilon_high 0.28
+  fix:   leave it out, or use a larger one""",
     ),
 }
 
@@ -270,8 +312,7 @@ def test_prompt_only_rows_are_fine_on_policy():
 
 
 def test_grpo_does_not_trip_over_the_default_lmbda():
-    with pytest.raises(ConfigError, match="not built"):
-        row_of(**GKD, rlhf_type="grpo")
+    assert row_of(**GKD, rlhf_type="grpo").lmbda == 1
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ MASK = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]], dtype=torch.bool
     (
         ("tokens", (1 + 2 + 3 + 4 + 5 + 6) / 6),
         ("sequences", ((1 + 2) / 2 + (3 + 4 + 5 + 6) / 4) / 2),
-        ("fixed", (1 + 2 + 3 + 4 + 5 + 6) / (2 * 10)),
+        ("fixed", (1 + 2 + 3 + 4 + 5 + 6) / (3 * 10)),
     ),
 )
 def test_weighted_sums_over_the_summed_denominators(reduction, wanted):

@@ -12,6 +12,7 @@ from limbeck.errors import ModelError
 from limbeck.models import (
     add_lora,
     describe,
+    fingerprint,
     hidden_states,
     load_generation_config,
     load_model,
@@ -183,3 +184,14 @@ def test_a_hub_that_cannot_be_reached(monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match=r"some-one/some-model cannot be loaded(.|\n)*fix: "):
         load_model("some-one/some-model", trainable=False)
+
+
+def test_a_fingerprint_tells_models_apart(make, folder) -> None:
+    first = fingerprint(load_model(str(folder), trainable=False))
+    assert fingerprint(load_model(str(folder), trainable=False)) == first
+    others = [make("llama", seed=9), make("llama", dtype=torch.float32)]
+    changed = load_model(str(folder), trainable=False)
+    with torch.no_grad():
+        changed.get_input_embeddings().weight.mul_(1.1)
+    weak, strong = (add_lora(load_model(str(folder), trainable=False), alpha=alpha) for alpha in (16, 32))  # type: ignore[arg-type]
+    assert len({first, *(fingerprint(model) for model in (*others, changed, weak, strong))}) == 6

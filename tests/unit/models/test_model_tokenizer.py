@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from limbeck.models import end_token_ids, load_tokenizer, tokenizer_difference, valid_ids
+from limbeck.models import end_token_ids, load_tokenizer, tokenizer_difference, tokenizer_fingerprint, valid_ids
 
 MERGES = [("a", "b"), ("c", "d"), ("ab", "c"), ("1", "2"), ("12", "3"), ("Ġ", "a"), ("Ġa", "b")]
 
@@ -33,6 +33,23 @@ def test_equal_tokenizers_do_not_differ_whatever_their_roles_and_templates() -> 
     chat.chat_template = "{{ messages[0]['content'] }}"
     assert tokenizer_difference(byte_level(), byte_level()) is None
     assert tokenizer_difference(byte_level(), chat) is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        byte_level(digits=True),
+        byte_level(merges=[MERGES[1], MERGES[0], *MERGES[2:5]]),
+        byte_level(added=("<end>", "<stop>")),
+        byte_level(added=("<end>", "<turn>", "<pad>")),
+        byte_level(added=("<turn>", "<end>")),
+    ],
+    ids=["digits", "merges", "other token", "one more token", "order"],
+)
+def test_the_fingerprint_tells_apart_what_gives_other_ids_and_nothing_else(other) -> None:
+    chat = byte_level(eos_token="<turn>", pad_token="<end>")
+    assert tokenizer_fingerprint(byte_level()) == tokenizer_fingerprint(byte_level()) == tokenizer_fingerprint(chat)
+    assert tokenizer_fingerprint(other) != tokenizer_fingerprint(byte_level())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,159 @@
+"""`limbeck data ...`: work on data sets and on what teachers have said of them. A command is a function of its
+configuration, registered with `run`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import singledispatch
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from limbeck.config.commands import CacheInfoConfig, ScoreConfig
+from limbeck.config.defaults import Choice
+from limbeck.config.room import Room
+from limbeck.config.schema import Config, Model, Run
+from limbeck.errors import ConfigError
+from limbeck.models import skeleton
+from limbeck.report.format import duration, number
+from limbeck.rollouts import sample_dataset
+from limbeck.signal import Sample
+from limbeck.teachers import Teacher
+from limbeck.teachers.store import survey
+from limbeck.train.parallel import highest, own_part, together, total
+from limbeck.train.prepare import Prepared, prepare
+from limbeck.train.step import micro_batches
+from limbeck.train.teacher import build_teacher
+
+GROUP = 8  # batches that the teacher is asked about at once: a kill loses no more
+SECONDS = 10.0  # between lines of progress
+
+
+@singledispatch
+def run(config: Room) -> int:
+    """Runs the command that the configuration belongs to. Returns the exit status."""
+    raise NotImplementedError(type(config).__name__)
+
+
+@run.register
+def score(config: ScoreConfig) -> int:
+    """Asks the teacher about every response of the data set that the store has not. Can be stopped and started."""
+    accelerator = Accelerator(mixed_precision="no", cpu=config.run.use_cpu)
+    prepared = _prepare(config, accelerator)
+    choices: list[Choice] = []
+    teacher = build_teacher(prepared, accelerator, _stand_in(config.model), choices)
+    assert teacher is not None
+    loud = accelerator.is_main_process
+    if loud:
+        lines = [f"chosen: {choice}" for choice in choices]
+        lines += [f"warning: {dropped}" for dropped in prepared.dropped.values() if str(dropped)]
+        print(*lines, sep="\n", end="\n" if lines else "")
+    samples = own_part(accelerator, sample_dataset([*prepared.rows, *prepared.held_out]))
+    batches = micro_batches(samples, config.optim.per_device_eval_batch_size or 4)
+    began = time.perf_counter()
+    try:
+        own = _score_all(accelerator, teacher, batches, loud=loud)
+    finally:
+        teacher.close()
+    counts = {name: int(total(accelerator, value)) for name, value in own.items()}
+    if loud:
+        seconds = time.perf_counter() - began
+        _summary(config, counts, teacher.name, seconds)
+    return 0
+
+
+def _prepare(config: ScoreConfig, accelerator: Accelerator) -> Prepared:
+    """The rows as a run with the same flags will see them."""
+    if config.method.topk_support != "teacher":
+        raise ConfigError(
+            "without a student there are no ids of its choice to ask about",
+            where=f"--topk_support {config.method.topk_support}",
+            fix="leave it out, or let the run itself fill the store: --teacher_cache",
+        )
+    if config.teacher.teacher_model is None and config.teacher.teacher_model_server is None:
+        raise ConfigError(
+            "there is no teacher to ask", fix="add --teacher_model NAME, or --teacher_model_server ADDRESS"
+        )
+    whole = Config(
+        model=config.model,
+        data=config.data,
+        method=config.method.model_copy(update={"rlhf_type": "gkd", "beta": 0.0, "lmbda": 0.0}),
+        teacher=config.teacher,
+        rollout=config.rollout,
+        optim=config.optim,
+        run=Run(use_cpu=config.run.use_cpu, seed=config.run.seed),
+    )
+    prepared = prepare(whole, world_size=accelerator.num_processes, answered_only=True)
+    source = "server" if config.teacher.teacher_model is None else "model"  # and not the base of some student
+    return replace(prepared, method=replace(prepared.method, source=source))
+
+
+def _stand_in(model: Model) -> nn.Module:
+    """The student without its weights: a teacher that is loaded here takes its type from it."""
+    bare = skeleton(model.model, revision=model.model_revision, trust_remote_code=model.trust_remote_code)
+    dtype = "float32" if model.torch_dtype == "auto" and model.tuner_type == "full" else model.torch_dtype
+    return bare if dtype == "auto" else bare.to(getattr(torch, dtype))
+
+
+def _score_all(
+    accelerator: Accelerator, teacher: Teacher, batches: list[list[Sample]], *, loud: bool
+) -> dict[str, float]:
+    """This rank's rows, tokens, hits, misses and refusals."""
+    groups = [batches[i : i + GROUP] for i in range(0, len(batches), GROUP)]
+    rows = sum(map(len, batches))
+    sums: dict[str, float] = dict.fromkeys(("rows", "tokens", "refused", "hits", "misses"), 0.0)
+    began = said = time.perf_counter()
+    for i in range(highest(accelerator, len(groups))):  # ranks fail together
+        group = groups[i] if i < len(groups) else []
+        with together(accelerator):
+            if i + 1 < len(groups):
+                teacher.expect([s for batch in groups[i + 1] for s in batch])
+            answers = teacher.score(group)
+        told = [s for batch, row in zip(group, answers, strict=True) for s, a in zip(batch, row, strict=True) if a]
+        sums["rows"] += len(told)
+        sums["tokens"] += sum(s.n_active for s in told)
+        sums["refused"] += sum(map(len, group)) - len(told)
+        counts = teacher.counts()
+        sums["hits"] += counts["teacher/store_hits"]
+        sums["misses"] += counts["teacher/store_misses"]
+        if loud and time.perf_counter() - said > SECONDS:
+            said = time.perf_counter()
+            done = sums["rows"] + sums["refused"]
+            left = (said - began) * (rows - done) / max(done, 1)
+            print(f"{done:,.0f} of {rows:,} rows, {sums['tokens']:,.0f} tokens, {duration(left)} left", flush=True)
+    return sums
+
+
+def _summary(config: ScoreConfig, counts: dict[str, int], teacher: str, seconds: float) -> None:
+    folder = config.teacher.teacher_cache
+    assert folder is not None
+    found = survey(folder, check=False)
+    tokens = sum(tally.tokens for tally in found.groups.values())
+    print(f"{teacher} on {counts['rows']:,} rows, {counts['tokens']:,} tokens, in {duration(seconds)}:")
+    print(f"  asked     {counts['misses']:,}")
+    print(f"  in store  {counts['hits']:,}")
+    print(f"  refused   {counts['refused']:,}")
+    print(f"{folder} holds {tokens:,} tokens, {number(found.bytes / max(tokens, 1), 3)} bytes a token")
+
+
+@run.register
+def cache_info(config: CacheInfoConfig) -> int:
+    """Prints what a store holds; every record is read and checked."""
+    folder = config.teacher.teacher_cache
+    assert folder is not None
+    found = survey(folder)
+    about = found.about
+    print(f"teacher    {about.name} ({about.teacher})")
+    print(f"tokenizer  {about.tokenizer}, {about.valid:,} ids")
+    print(f"segments   {found.segments:,}, {found.bytes / 1e6:,.1f} MB")
+    rows = [("kind", "ids", "temperature", "rows", "tokens", "bytes", "bytes a token")]
+    for (kind, ids, temperature), t in sorted(found.groups.items()):
+        each = number(t.bytes / max(t.tokens, 1), 3)
+        rows.append((kind, f"{ids:,}", f"{temperature:g}", f"{t.rows:,}", f"{t.tokens:,}", f"{t.bytes:,}", each))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    print(f"{found.damaged:,} damaged records, {found.cut:,} cut segments, {found.duplicates:,} records twice")
+    return 0

@@ -1,0 +1,99 @@
+"""What rooms are made of: the base class, and the types of their fields."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from limbeck.config.routes import ModelRoute, ServerRoute, one_or_routes
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+RlhfType = Literal["gkd", "grpo"]
+TeacherSource = Literal["auto", "model", "server", "live", "base", "frozen", "ema"]
+Tracker = Literal["tensorboard", "wandb", "swanlab", "trackio"]
+Scheduler = Literal[
+    "cosine",
+    "linear",
+    "constant",
+    "constant_with_warmup",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "polynomial",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+]
+
+Count = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+def _seconds(value: Any) -> Any:
+    """ "2h30m", "90m", "45s" or plain seconds -> seconds; anything else is left for pydantic to refuse."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", value.strip())
+    if match is None or not match.group():
+        return value
+    return sum(int(part or 0) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True))
+
+
+def listed(value: Any) -> object:
+    """A single value where a list is meant, as YAML users write it; "none" is the empty list, as in transformers."""
+    if value is None or value in ("none", ["none"]):
+        return []
+    return value if isinstance(value, list) else [value]  # type: ignore[return-value]
+
+
+def _no(value: Any) -> Any:
+    """YAML 1.1 reads a bare `no` as false; where "no" is a choice, that is what was meant."""
+    return "no" if value is False else value
+
+
+def _as_text(value: Any) -> Any:
+    """Python callers name files by Path."""
+    return str(value) if isinstance(value, Path) else value
+
+
+def _number(value: Any) -> Any:
+    """Words of a command line where a choice is a number."""
+    return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
+QuantBits = Annotated[Literal[4, 8], BeforeValidator(_number)]
+WireBits = Annotated[Literal[16, 32], BeforeValidator(_number)]
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+Name = Annotated[str, BeforeValidator(_as_text)]
+Names = Annotated[list[Name], BeforeValidator(listed)]
+TeacherModel = Annotated[str | list[ModelRoute] | None, BeforeValidator(one_or_routes(ModelRoute, "model"))]
+TeacherServer = Annotated[str | list[ServerRoute] | None, BeforeValidator(one_or_routes(ServerRoute, "url"))]
+Strategy = Annotated[Literal["steps", "epoch", "no"], BeforeValidator(_no)]
+Precision = Annotated[Literal["auto", "no", "bf16"], BeforeValidator(_no)]
+
+
+def not_zero(value: int) -> int:
+    if value == 0:
+        raise PydanticCustomError("no_steps", "is 0: there would be nothing to run")
+    return value
+
+
+class Room(BaseModel):
+    """A group of settings that one part of the program reads. Immutable: `model_copy(update=...)` makes another."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), validate_default=True
+    )
+
+
+def room_of(config: type[Room], flag: str) -> str:
+    """The room of a configuration that a flag lives in. Raises KeyError for an unknown one."""
+    for name, field in config.model_fields.items():
+        room = field.annotation
+        if isinstance(room, type) and issubclass(room, Room) and flag in room.model_fields:
+            return name
+    raise KeyError(flag)

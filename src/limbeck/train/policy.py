@@ -1,0 +1,184 @@
+"""Path B: what a generation batch's tokens are worth, settled once before it is learnt from.
+
+    old_logp     the student's log-probabilities when the batch was scored: the ratio's denominator
+    d_t          the teacher's minus the student's log-probability of the sampled token
+    advantage    of the task rewards, by comparison inside a group, plus alpha d_t
+    weights      of the loss type, and what is filtered out
+
+See losses/policy.py and docs/policy-losses.md for the formulas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from limbeck.losses import (
+    PolicyLoss,
+    denominator,
+    entropy_threshold,
+    group_advantages,
+    groups_without_spread,
+    k3_estimate,
+    opd_advantage,
+    pad_tokens,
+    teacher_logratio,
+    token_mask,
+    token_weights,
+)
+from limbeck.losses.advantage import Estimator, Scale
+from limbeck.models import evaluating
+from limbeck.rewards import RewardTable, join_tables
+from limbeck.signal import Policy, Sample, Scored, TopK
+from limbeck.teachers import Teacher
+from limbeck.train import parallel
+from limbeck.train.student import StudentStep
+
+Reward = Callable[[Sequence[Sample]], RewardTable]
+
+
+@dataclass
+class Judge:
+    """Settings of path B. group: samples a prompt. coef: alpha, the weight of the teacher's log-ratio.
+
+    temperature: the sampler's, and that of the ratio; loss_temperature: of d_t. reuses: the batch is learnt from in
+    more than one step, so that the ratio leaves 1. sampled: the teacher speaks of the sampled tokens, in the advantage;
+    else it has a loss of its own. reference: the model of the KL with weight `loss.beta`.
+    """
+
+    loss: PolicyLoss
+    group: int
+    coef: float
+    temperature: float
+    loss_temperature: float
+    max_length: int
+    pad_id: int
+    reuses: bool
+    sampled: bool = True
+    logratio_clip: float | None = None
+    estimator: Estimator = "grpo"
+    scale: Scale | None = None
+    overlong_filter: bool = False
+    top_entropy: float = 1.0
+    reward: Reward | None = None
+    reference: Teacher | None = None
+    found: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
+
+    def __call__(
+        self, accelerator: Accelerator, student: StudentStep, batches: list[list[Scored]], places: dict[int, int]
+    ) -> list[list[Scored]]:
+        """The same samples with their `Policy`. places: id(sample) -> its place in the generation batch of all ranks.
+        Every rank must call it; `found` holds its metrics, sums and counts, of this rank."""
+        self.found = {}
+        base = self._base(accelerator, [s.sample for batch in batches for s in batch], places)
+        own = [self._own(accelerator, student, batch) for batch in batches]
+        threshold = self._threshold(accelerator, [entropy for *_, entropy in own])
+        told = None if self.reference is None else self.reference.score([[s.sample for s in b] for b in batches])
+        judged: list[list[Scored]] = []
+        for i, batch in enumerate(batches):
+            reference = None if told is None else [_logprob(signal) for signal in told[i]]
+            judged.append(self._judge(batch, own[i], [base[id(s.sample)] for s in batch], threshold, reference))
+        return judged
+
+    def amount(self, batch: Sequence[Scored]) -> float:
+        """What these samples add to the step's denominator."""
+        return sum(s.policy.amount for s in batch if s.policy is not None)
+
+    def _base(self, accelerator: Accelerator, samples: list[Sample], places: dict[int, int]) -> dict[int, float]:
+        """id(sample) -> advantage of its task reward; 0 without rewards, and where one is missing."""
+        if self.reward is None:
+            return {id(s): 0.0 for s in samples}
+        table = self.reward(samples)
+        mine = [places[id(s)] for s in samples]
+        gathered = parallel.gather(accelerator, (mine, table))
+        order = torch.tensor([place for places_of, _ in gathered for place in places_of], dtype=torch.int64)
+        whole = join_tables([table for _, table in gathered])
+        if not order.numel():
+            return {}
+        groups = order // self.group
+        rewards = whole.total
+        advantages = group_advantages(rewards, groups, estimator=self.estimator, scale=self.scale)
+        if accelerator.is_main_process:
+            flat, _ = groups_without_spread(rewards, groups)
+            self._note("reward/groups_without_spread", flat.double())
+            self.found |= {name: (value, 1.0) for name, value in whole.metrics().items()}
+        at = dict(zip(order.tolist(), advantages.tolist(), strict=True))
+        return {id(s): at[places[id(s)]] for s in samples}
+
+    def _own(
+        self, accelerator: Accelerator, student: StudentStep, batch: list[Scored]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The student's log-probabilities [N] at the sampler's temperature and at the loss's, and its entropies."""
+        with accelerator.autocast(), evaluating(student):
+            return student.logprobs(
+                [s.sample for s in batch], (self.temperature, self.loss_temperature), self.pad_id, accelerator.device
+            )
+
+    def _threshold(self, accelerator: Accelerator, entropies: list[Tensor]) -> float:
+        """The entropy over which a token counts, from the whole step's tokens."""
+        if self.top_entropy >= 1:
+            return -math.inf
+        mine = torch.cat([e.flatten() for e in entropies]).cpu() if entropies else torch.empty(0)
+        every = torch.cat(parallel.gather(accelerator, mine))
+        return entropy_threshold(every, self.top_entropy) if every.numel() else -math.inf
+
+    def _judge(
+        self,
+        batch: list[Scored],
+        own: tuple[Tensor, Tensor, Tensor],
+        base: list[float],
+        threshold: float,
+        reference: list[Tensor] | None,
+    ) -> list[Scored]:
+        """Tensors of a micro-batch are [B, T] here, and one [N] a sample in what comes out."""
+        counts = [s.sample.n_active for s in batch]
+        logp, loss_logp, entropy = (pad_tokens(x, counts) for x in own)
+        active = token_mask(counts, device=logp.device)
+        mask = active
+        if self.overlong_filter:
+            cut = torch.tensor([s.sample.truncated for s in batch], device=mask.device)
+            mask = mask & ~cut.unsqueeze(-1)
+        ratio = torch.zeros_like(logp)
+        if self.sampled and any(s.signal is not None for s in batch):
+            theirs = pad_tokens(torch.cat([_logprob(s.signal) for s in batch]).to(logp.device, logp.dtype), counts)
+            ratio = teacher_logratio(theirs, loss_logp, active, clip=self.logratio_clip).to(logp.dtype)
+            self._note("teacher_kl", k3_estimate(ratio)[active])
+            self._note("teacher_logratio", ratio[active])
+        task = torch.tensor(base, dtype=logp.dtype, device=logp.device)
+        advantage = opd_advantage(task, ratio, mask, coef=self.coef)
+        self._note("advantage/task", task.unsqueeze(-1).expand_as(mask)[mask].abs())
+        self._note("advantage/teacher", (self.coef * ratio)[mask].abs())
+        weights = token_weights(mask, self.loss.reduction, dtype=logp.dtype)
+        keep = (entropy >= threshold).to(logp.dtype) if self.top_entropy < 1 else None
+        known = pad_tokens(torch.cat(reference), counts).to(logp.device) if reference is not None else None
+        return [
+            Scored(
+                s.sample,
+                s.signal,
+                s.teacher,
+                Policy(
+                    advantage=advantage[i, :n],
+                    weight=weights[i, :n],
+                    old_logp=logp[i, :n] if self.reuses else None,
+                    ref_logp=None if known is None else known[i, :n].to(logp.dtype),
+                    keep=None if keep is None else keep[i, :n],
+                    amount=denominator(mask[i : i + 1], self.loss.reduction, fixed_length=self.max_length),
+                ),
+            )
+            for i, (s, n) in enumerate(zip(batch, counts, strict=True))
+        ]
+
+    def _note(self, name: str, values: Tensor) -> None:
+        total, count = self.found.get(name, (0.0, 0.0))
+        self.found[name] = total + float(values.double().sum()), count + values.numel()
+
+
+def _logprob(signal: object) -> Tensor:
+    """The log-probabilities [N] of the sampled tokens, from an answer to `sampled`."""
+    assert isinstance(signal, TopK)
+    return signal.logprobs[:, 0]
