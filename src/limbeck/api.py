@@ -106,13 +106,13 @@ class Trainer:
             finally:
                 if main:
                     self._summarise(summary, console, parts, began, cpu_began)
+                if parts.teacher is not None:
+                    parts.teacher.close()
             checkpoint.save_model(accelerator, parts, prepared.tokenizer, self.folder / "last")
             outcome.evaluation = (summary.get("evaluation") or {}) | outcome.evaluation
             if main:
                 self._finish(summary, outcome, console)
             accelerator.end_training()
-            if parts.teacher is not None:
-                parts.teacher.close()
         return outcome
 
     def _open(self, parts: Parts, console: Console) -> tuple[checkpoint.Progress, Hooks, Book]:

@@ -153,7 +153,7 @@ def _check_stock(info: ServerInfo, ask: Ask, topk_mode: str) -> None:
             where=info.url,
             fix="add --gkd_logits_topk 64 (the server must allow --max-logprobs 64)",
         )
-    if ask.kind == "union" or (ask.kind == "named" and ask.named_k != 1):
+    if ask.names:
         raise ConfigError(
             "a stock vLLM server does not give the log-probabilities of ids that the student names",
             where=info.url,

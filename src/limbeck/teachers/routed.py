@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from limbeck.signal import Ask, Sample
 from limbeck.teachers.base import Answers, Named, Teacher
+from limbeck.teachers.threads import Threads
 
 
 @dataclass
@@ -18,7 +18,7 @@ class RoutedTeacher(Teacher):
 
     teachers: Sequence[tuple[Sequence[str], Teacher]]
     tag_key: str
-    pool: ThreadPoolExecutor = field(init=False)
+    pool: Threads = field(init=False)
 
     def __post_init__(self) -> None:
         self.each = [teacher for _, teacher in self.teachers]
@@ -26,7 +26,7 @@ class RoutedTeacher(Teacher):
         self.name = ", ".join(teacher.name for teacher in self.each)
         self.identity = " ".join(teacher.identity for teacher in self.each)
         self.ask: Ask = self.each[0].ask
-        self.pool = ThreadPoolExecutor(len(self.each))
+        self.pool = Threads(len(self.each))
 
     def who(self, sample: Sample) -> str:
         return self.each[self._number(sample)].name
@@ -77,6 +77,6 @@ class RoutedTeacher(Teacher):
                 teacher.restore(state[str(i)])
 
     def close(self) -> None:
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.pool.close()
         for teacher in self.each:
             teacher.close()

@@ -168,4 +168,4 @@ def _planes(array: Tensor) -> bytes:
 def _from_planes(planes: bytearray, dtype: torch.dtype) -> Tensor:
     if not planes:
         return torch.empty(0, dtype=dtype)
-    return torch.frombuffer(planes, dtype=torch.uint8).reshape(dtype.itemsize, -1).t().contiguous().view(dtype)
+    return torch.frombuffer(planes, dtype=torch.uint8).reshape(dtype.itemsize, -1).t().reshape(-1).view(dtype)

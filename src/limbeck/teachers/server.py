@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from limbeck.errors import ConfigError, TeacherError
+from limbeck.errors import TeacherError
 from limbeck.losses import Head
 from limbeck.signal import Ask, Hidden, Sample, Signal, TopK
 from limbeck.teachers import vllm, wire
@@ -81,28 +81,25 @@ class ServerTeacher(Teacher):
         )
         self._threads = Threads(concurrency)
         self._asked: dict[int, tuple[_Item, Future[list[Outcome]], int]] = {}
-        # One named id a token is the token itself, as far as a stock server goes; elsewhere that is a good guess.
-        self._guess = ask.kind == "named" and ask.named_k == 1
+        # on the wire the sampled tokens are named ids
+        self._wire_ask = Ask("named", 0, ask.temperature, named_k=1) if ask.kind == "sampled" else ask
         self._head: Head | None = None
         self._head_lock = threading.Lock()
         self._refused, self._refusals_told = 0, set[str]()
 
     def expect(self, samples: Sequence[Sample]) -> None:
-        """Asks now, in the background. Where ids are named that are not known before `score`, that has to wait."""
-        if self.ask.names and not self._guess:
-            return
-        self._start([_Item(s, _tokens(s) if self.ask.names else None) for s in samples if id(s) not in self._asked])
+        """Asks now, in the background. Where the student names ids, that has to wait for them."""
+        if not self.ask.names:
+            self._start([self._item(s) for s in samples if id(s) not in self._asked])
 
     def score(self, batches: Sequence[Sequence[Sample]], named: Named | None = None) -> Answers:
         """Raises TeacherError where the server stays away, answers for other tokens than were sent, or lets nobody
         in. What `expect` has asked is not asked again."""
         items = [
-            _Item(sample, None if named is None else named[b][i].cpu())
+            self._item(sample, None if named is None else named[b][i].cpu())
             for b, batch in enumerate(batches)
             for i, sample in enumerate(batch)
         ]
-        for item in items:
-            self._drop_wrong_guess(item)
         new = {id(item.sample): item for item in items if id(item.sample) not in self._asked}
         try:
             self._start(list(new.values()))
@@ -156,19 +153,8 @@ class ServerTeacher(Teacher):
         _, future, i = self._asked[id(sample)]
         return future.result()[i]
 
-    def _drop_wrong_guess(self, item: _Item) -> None:
-        if item.named is None:
-            return
-        if self.info.kind == "vllm" and not item.named.equal(_tokens(item.sample)):
-            raise ConfigError(
-                "a stock vLLM server gives the log-probability of the tokens themselves, and of no other ids",
-                where=self.info.url,
-                fix="use --topk_support teacher, or serve the teacher with `limbeck deploy`",
-            )
-        asked = self._asked.get(id(item.sample))
-        if asked is not None and (asked[0].named is None or not asked[0].named.equal(item.named)):
-            del self._asked[id(item.sample)]
-            self._guess = False
+    def _item(self, sample: Sample, named: Tensor | None = None) -> _Item:
+        return _Item(sample, _tokens(sample) if self.ask.kind == "sampled" else named)
 
     def _outcomes(self, group: Sequence[_Item]) -> list[Outcome]:
         """A refusal of several sequences concerns one of them, or their number: halves find out."""
@@ -193,20 +179,20 @@ class ServerTeacher(Teacher):
                 self._connection.post(
                     vllm.PATH,
                     vllm.encode(self.info.model, sequences, self.ask.k),
-                    lambda body: vllm.decode(body, sequences, places, self.ask, valid=self.valid),
+                    lambda body: vllm.decode(body, sequences, places, self._wire_ask, valid=self.valid),
                 )
             )
         except vllm.Mismatch as mismatch:
             self._mismatch(group[mismatch.sequence], str(mismatch))
 
     def _ask_limbeck(self, group: Sequence[_Item]) -> list[Outcome]:
-        named = [item.named for item in group if item.named is not None] if self.ask.names else None
-        question = wire.Question(self.ask, [i.ids for i in group], [i.places for i in group], named, self.bits)
+        named = [item.named for item in group if item.named is not None] if self._wire_ask.names else None
+        question = wire.Question(self._wire_ask, [i.ids for i in group], [i.places for i in group], named, self.bits)
         counts = [len(item.places) for item in group]
         answer = self._connection.post(
             "/v1/score",
             wire.encode_question(question),
-            lambda body: _checked(wire.decode_answer(body, counts, valid=self.valid), self.ask),
+            lambda body: _checked(wire.decode_answer(body, counts, valid=self.valid), self._wire_ask),
             media_type=wire.MEDIA_TYPE,
         )
         if answer.teacher != self.identity:

@@ -109,14 +109,13 @@ class StoredTeacher(Teacher):
         return digest.digest()
 
     def expect(self, samples: Sequence[Sample]) -> None:
-        """Passes on what the store has not. Ids that are named are not known yet, but one a token is the token itself;
-        with others there is nothing to do."""
-        if self.ask.names and (self.ask.kind, self.ask.named_k) != ("named", 1):
+        """Passes on what the store has not. Ids that the student names are not known yet."""
+        if self.ask.names:
             return
         self.store.refresh()
         missing: list[Sample] = []
         for sample in samples:
-            key = self.key(sample, _active_ids(sample) if self.ask.names else None)
+            key = self.key(sample)
             if key not in self.store.index and key not in self.expected:
                 self.expected.add(key)
                 missing.append(sample)

@@ -45,7 +45,7 @@ MAGIC = b"limbeck1"
 DIGEST = 16  # bytes
 STEPS = 65534  # codes of a present log-probability: 0 .. STEPS
 ABSENT = 65535
-KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
+KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind) if kind != "sampled"}  # there it is `named`
 Arrays = dict[str, Tensor]
 
 

@@ -15,9 +15,11 @@ from limbeck.config.choices import Source
 from limbeck.config.defaults import Choice
 from limbeck.config.routes import ModelRoute, ServerRoute
 from limbeck.config.schema import Config
-from limbeck.models import check_head, load_model
+from limbeck.models import check_head, load_model, tokenizer_fingerprint
 from limbeck.signal import Ask
 from limbeck.teachers import LocalTeacher, RoutedTeacher, Shadow, Teacher
+from limbeck.teachers.server import ServerTeacher, check_server, discover
+from limbeck.teachers.store import StoredTeacher
 from limbeck.train.prepare import Prepared
 
 
@@ -80,9 +82,6 @@ def build_teacher(
     teacher = _BUILDERS[source](_Site(prepared, accelerator, student, choices, say))
     if config.teacher.teacher_cache is None:
         return teacher
-    from limbeck.models import tokenizer_fingerprint
-    from limbeck.teachers.store import StoredTeacher
-
     return StoredTeacher(
         teacher,
         teacher.ask,
@@ -151,11 +150,10 @@ def _server(site: _Site) -> Teacher:
 
 
 def _connect(site: _Site, route: ServerRoute) -> Teacher:
-    from limbeck.teachers.server import ServerTeacher, check_server, discover
-
     t, ask = site.config.teacher, ask_of(site.config)
     info = discover(route.url, key=t.teacher_api_key, patience=t.teacher_patience, say=site.say)
-    for note in check_server(info, ask, site.prepared.tokenizer, key=t.teacher_api_key):
+    settings = {"topk_mode": site.config.method.topk_mode, "key": t.teacher_api_key, "patience": t.teacher_patience}
+    for note in check_server(info, ask, site.prepared.tokenizer, **settings, say=site.say):
         site.say(f"note: {note}")
     return ServerTeacher(
         info,

@@ -535,9 +535,10 @@ def test_a_process_ends_although_a_server_is_waited_for(tiny: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "low", "high"),
-    [("7", 7, 7), ("", 0, 0), ("soon", 0, 0), ("-3", 0, 0), (formatdate(time.time() + 500, usegmt=True), 400, 501)],
+    [("7", 7, 7), ("", 0, 0), ("soon", 0, 0), ("-3", 0, 0), ("DATE", 490, 501)],
 )
 def test_retry_after(value: str, low: float, high: float) -> None:
+    value = formatdate(time.time() + 500, usegmt=True) if value == "DATE" else value
     assert low <= _retry_after(value) <= high
 
 
