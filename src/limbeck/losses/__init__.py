@@ -8,13 +8,14 @@ from .head import Head
 from .linear import linear_divergence, linear_topk_divergence
 from .reduce import denominator, token_weights
 from .support import topk_divergence
-from .tokens import linear_policy_loss, linear_token_logprobs, linear_topk
+from .tokens import linear_named, linear_policy_loss, linear_token_logprobs, linear_topk
 
 __all__ = [
     "Head",
     "denominator",
     "divergence",
     "linear_divergence",
+    "linear_named",
     "linear_policy_loss",
     "linear_token_logprobs",
     "linear_topk",

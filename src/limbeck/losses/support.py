@@ -62,11 +62,6 @@ class Support:
         log_tail = None if self.log_tail is None else self.log_tail[at]
         return replace(self, logprobs=self.logprobs[at], ids=self.ids[at], log_tail=log_tail)
 
-    def cells(self, vocab: int) -> Tensor:
-        """Positions of the present entries in a flattened [n, vocab] tensor."""
-        start = torch.arange(self.ids.shape[0], device=self.ids.device).unsqueeze(-1) * vocab
-        return (self.ids + start)[self.present]
-
     @property
     def present(self) -> Tensor:
         return ~torch.isneginf(self.logprobs)
@@ -112,8 +107,6 @@ def support_block_(
 
     lq is used up; with `coef` [b] the gradient with respect to u times coef is written to `out` [b, V].
     """
-    vocab = lq.shape[-1]
-    cells = support.cells(vocab)
     found: dict[str, Tensor] = {}
     if stats:
         top = support.logprobs.argmax(-1, keepdim=True)
@@ -122,8 +115,7 @@ def support_block_(
     on_support = take(lq, support)
     tail = None
     if support.mode == "tail":
-        lq.view(-1).index_fill_(0, cells, -torch.inf)
-        tail = lq.logsumexp(-1)
+        tail = complement_(lq, support.ids, support.present)
     value, g, more = buckets(on_support, tail, support, measure, coef, stats=stats)
     if coef is not None:
         if tail is None:
@@ -131,7 +123,8 @@ def support_block_(
         else:
             tail = tail.masked_fill(torch.isneginf(tail), 0)
             torch.exp(lq.sub_(tail.unsqueeze(-1)), out=out).mul_(g[:, -1:])
-        out.view(-1)[cells] = g[:, : support.ids.shape[1]][support.present]
+        present = support.present
+        out.view(-1)[cells(support.ids, lq.shape[-1])[present]] = g[:, : support.ids.shape[1]][present]
     return value, found | more
 
 
@@ -186,6 +179,15 @@ def estimate_tail(lp: Tensor, student_tail: Tensor, slack: float) -> Tensor:
     return torch.where(alike | torch.isneginf(student_tail), student_tail, tail.log())
 
 
-def complement(lq: Tensor, ids: Tensor) -> Tensor:
-    """Log of the mass outside `ids` [b, K], a sum over the rest and never one minus the sum; lq is used up."""
-    return lq.scatter_(-1, ids, -torch.inf).logsumexp(-1)
+def complement_(lq: Tensor, ids: Tensor, present: Tensor) -> Tensor:
+    """Log of the mass outside the present ids of each row, [b, V], [b, K], [b, K] bool -> [b].
+
+    A sum over the rest and never one minus the sum; the ids' own entries of lq become -inf.
+    """
+    lq.view(-1).index_fill_(0, cells(ids, lq.shape[-1])[present], -torch.inf)
+    return lq.logsumexp(-1)
+
+
+def cells(ids: Tensor, vocab: int) -> Tensor:
+    """Positions of ids [b, K] in a flattened [b, vocab] tensor."""
+    return ids + torch.arange(ids.shape[0], device=ids.device).unsqueeze(-1) * vocab

@@ -12,7 +12,7 @@ from .chunks import HeadPass
 from .divergence import block_rows, log_softmax
 from .head import Head, as_head, compute_dtype
 from .reduce import active_rows, check_weights, outside
-from .support import complement
+from .support import complement_
 
 _LOG_ZERO = -1e30
 
@@ -99,12 +99,35 @@ def linear_topk(
     head = as_head(head)
     if not 1 <= k <= head.vocab:
         raise ValueError(f"k must lie in 1..{head.vocab}, got {k}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    count, dtype = hidden.shape[0], compute_dtype(hidden, head.weight)
-    logprobs = torch.empty(count, k, dtype=dtype, device=hidden.device)
-    ids = torch.empty(count, k, dtype=torch.int64, device=hidden.device)
-    tail = torch.empty(count, dtype=dtype, device=hidden.device)
+    nothing = torch.empty(hidden.shape[0], 0, dtype=torch.int64, device=hidden.device)
+    return linear_named(hidden, head, nothing, temperature=temperature, k=k, chunk_rows=chunk_rows)
+
+
+def linear_named(
+    hidden: Tensor,
+    head: Head | Tensor,
+    ids: Tensor,
+    *,
+    temperature: float = 1.0,
+    k: int = 0,
+    chunk_rows: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities of the ids that the asker names, after the k likeliest, and the log of the remaining mass.
+
+    hidden [N, H], ids [N, K] int64 -> logprobs [N, k + K], ids [N, k + K] int64, log_tail [N]; normalised over the
+    valid ids at the temperature, in float32 (float64 where an input is). A negative id is absent, and so is a named id
+    that its row has already: among the k likeliest, or named before. An absent entry has log-probability -inf and id 0,
+    and so has one of probability zero. log_tail is a sum over the other ids, -inf when none is left; no gradients.
+
+    Raises ValueError for ids that are not valid, a k outside 0..valid and a temperature that is not positive.
+    """
+    head = as_head(head)
+    _check_named(hidden, head, ids, temperature, k)
+    dtype = compute_dtype(hidden, head.weight)
+    likeliest = torch.zeros(ids.shape[0], k, dtype=torch.int64, device=ids.device)
+    found = torch.cat([likeliest, ids], -1)
+    logprobs = torch.empty(found.shape, dtype=dtype, device=hidden.device)
+    tail = torch.empty(found.shape[0], dtype=dtype, device=hidden.device)
     step = block_rows(head.vocab, hidden.device)
 
     def rule(logits: Tensor, at: slice) -> None:
@@ -112,12 +135,26 @@ def linear_topk(
             block = logits[start : start + step]
             rows = slice(at.start + start, at.start + start + block.shape[0])
             lp = log_softmax(block, temperature)
-            torch.topk(lp, k, dim=-1, out=(logprobs[rows], ids[rows]))
-            tail[rows] = complement(lp, ids[rows])
+            if k:
+                found[rows, :k] = lp.topk(k, -1).indices
+            absent = (found[rows] < 0) | _repeated(found[rows])
+            values = lp.gather(-1, found[rows].masked_fill_(absent, 0)).masked_fill_(absent, -torch.inf)
+            present = ~torch.isneginf(values)
+            logprobs[rows] = values
+            found[rows].masked_fill_(~present, 0)
+            tail[rows] = complement_(lp, found[rows], present)
 
     with torch.no_grad():
         HeadPass(hidden, head, head.vocab, dtype=dtype, chunk_rows=chunk_rows).run(None, rule)
-    return logprobs, ids, tail
+    return logprobs, found, tail
+
+
+def _repeated(ids: Tensor) -> Tensor:
+    """Which entries of [n, K] stand further left in their row too, [n, K] bool."""
+    ordered, order = ids.sort(dim=-1, stable=True)
+    again = torch.zeros_like(ids, dtype=torch.bool)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    return torch.zeros_like(again).scatter_(-1, order, again)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -224,5 +261,16 @@ def _check(hidden: Tensor, head: Head, token_ids: Tensor, temperature: float) ->
         raise ValueError(f"token_ids must be [{hidden.shape[0]}], got shape {tuple(token_ids.shape)}")
     if outside(token_ids, head.vocab):
         raise ValueError(f"token_ids must lie below {head.vocab}, the number of valid ids")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+
+
+def _check_named(hidden: Tensor, head: Head, ids: Tensor, temperature: float, k: int) -> None:
+    if ids.ndim != 2 or ids.shape[0] != hidden.shape[0]:
+        raise ValueError(f"ids must be [{hidden.shape[0]}, K], got shape {tuple(ids.shape)}")
+    if bool((ids >= head.vocab).any()):
+        raise ValueError(f"ids must lie below {head.vocab}, the number of valid ids")
+    if not 0 <= k <= head.vocab:
+        raise ValueError(f"k must lie in 0..{head.vocab}, got {k}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")

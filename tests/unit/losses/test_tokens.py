@@ -6,7 +6,7 @@ import loss_reference as ref
 import pytest
 import torch
 
-from limbeck.losses import Head, linear_policy_loss, linear_token_logprobs, linear_topk
+from limbeck.losses import Head, linear_named, linear_policy_loss, linear_token_logprobs, linear_topk
 
 N, V, H = 19, 31, 5
 HEADS = ({}, {"softcap": 3.0, "scale": 0.7})
@@ -203,10 +203,68 @@ def test_topk_signal_of_a_peaked_teacher_has_its_tail():
     torch.testing.assert_close(tail.double()[0], exact_tail)
 
 
+def brute_named(lp, ids, k):
+    """One row in float64, entry by entry: [V], named ids -> log-probabilities, ids, log of the remaining mass."""
+    row = lp.topk(k).indices.tolist() + ids
+    seen: set[int] = set()
+    logprobs, found = [], []
+    for i in row:
+        absent = i < 0 or i in seen or lp[i] == -torch.inf
+        logprobs.append(-torch.inf if absent else lp[i].item())
+        found.append(0 if absent else i)
+        if not absent:
+            seen.add(i)
+    rest = lp[[i for i in range(len(lp)) if i not in seen]]
+    return torch.tensor(logprobs, dtype=lp.dtype), torch.tensor(found), rest.logsumexp(0)
+
+
+@pytest.mark.parametrize("options", HEADS)
+@pytest.mark.parametrize("k", (0, 3, V))
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32))
+def test_named_ids_after_the_likeliest(options, k, dtype):
+    head, inputs, _ = case(dtype, **options)
+    wide = [x.detach().double() for x in inputs]
+    if not options:  # an id out of the distribution
+        head.bias.data[4] = wide[2][4] = -torch.inf
+    named = torch.randint(-2, V, (N, 7), generator=torch.Generator().manual_seed(3))
+    named[0] = torch.tensor([5, 5, 5, -1, 0, 4, 5])
+    named[1] = -1
+    named[2] = torch.arange(7)
+    ours = linear_named(inputs[0], head, named, temperature=0.7, k=k, chunk_rows=8)
+    lp = torch.log_softmax(ref.head_logits(*wide, valid=V, **options) / 0.7, -1)
+    wanted = [torch.stack(parts) for parts in zip(*map(brute_named, lp, named.tolist(), [k] * N), strict=True)]
+    assert (ours[1] == wanted[1]).all() and ours[1].dtype == torch.int64
+    tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-5}
+    for mine, exact_values in ((ours[0], wanted[0]), (ours[2], wanted[2])):
+        assert mine.dtype == dtype and not mine.requires_grad
+        torch.testing.assert_close(mine.double(), exact_values, **tolerance)
+    if k == V:
+        assert (ours[2] == -torch.inf).all()
+
+
+def test_named_ids_of_a_peaked_row_have_their_tail_and_no_name_leaves_all_of_it():
+    weight = torch.tensor([[30.0], [0.0], [-1.0]])
+    ids = torch.tensor([[0, -1], [-1, -7], [2, 2]])
+    logprobs, found, tail = linear_named(torch.ones(3, 1), weight, ids)
+    lp = torch.log_softmax(weight.double().T, -1)[0]
+    assert found.tolist() == [[0, 0], [0, 0], [2, 0]]
+    torch.testing.assert_close(tail.double(), torch.stack([lp[1:].logsumexp(0), lp.logsumexp(0), lp[:2].logsumexp(0)]))
+    assert logprobs[1].tolist() == [-torch.inf, -torch.inf] and logprobs[2, 1] == -torch.inf
+    none, _, whole = linear_named(torch.ones(2, 1), weight, torch.empty(2, 0, dtype=torch.int64))
+    assert none.shape == (2, 0)
+    torch.testing.assert_close(whole, torch.zeros(2))
+
+
 def test_arguments_are_checked():
     head, inputs, ids = case()
     with pytest.raises(ValueError, match="k must"):
         linear_topk(inputs[0], head, V + 1)
+    with pytest.raises(ValueError, match="k must"):
+        linear_named(inputs[0], head, ids[:, None], k=V + 1)
+    with pytest.raises(ValueError, match="below"):
+        linear_named(inputs[0], head, ids[:, None] + V)
+    with pytest.raises(ValueError, match="ids must be"):
+        linear_named(inputs[0], head, ids)
     with pytest.raises(ValueError, match="below"):
         linear_token_logprobs(inputs[0], head, ids + V)
     with pytest.raises(ValueError, match="token_ids"):
