@@ -35,13 +35,14 @@ _UPCAST_IDS = 4096
 
 
 @lru_cache(maxsize=64)
-def chunk_choice(vocab: int, dtype: torch.dtype, device: torch.device) -> tuple[int, str]:
+def chunk_choice(vocab: int, dtype: torch.dtype, device: torch.device | str) -> tuple[int, str]:
     """Rows of a chunk of logits [rows, vocab] in `dtype` on the device, and why: a line for a log.
 
     256 on a CPU; on a GPU the largest power of two between 256 and 2,048 whose logits have at most 2^28 elements.
     Halved while the two buffers of a chunk take more than an eighth of the free memory, down to 16. Chosen once a
     process, so that a step's rounding does not depend on what else runs.
     """
+    device = torch.device(device)
     rows, reason = _CHUNK_ROWS, "full speed of the matmuls on a CPU"
     if device.type != "cpu":
         rows, most = _CHUNK_ROWS_CUDA

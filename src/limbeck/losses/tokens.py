@@ -35,7 +35,7 @@ def linear_token_logprobs(
     """
     head = as_head(head)
     _check(hidden, head, token_ids, temperature)
-    options = (head, token_ids, temperature, return_entropy, chunk_rows)
+    options = (head, token_ids, temperature, return_entropy, chunk_rows, torch.is_grad_enabled())
     logp, entropy = cast(
         tuple[Tensor, Tensor],
         _TokenLogprobs.apply(options, hidden, head.weight, head.bias),  # pyright: ignore
@@ -164,12 +164,12 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any, options: tuple[Any, ...], hidden: Tensor, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        head, token_ids, temperature, wants_entropy, chunk_rows = options
+        head, token_ids, temperature, wants_entropy, chunk_rows, grads = options
         ctx.options = (head.softcap, head.scale, head.valid, temperature, chunk_rows)
         dtype = compute_dtype(hidden, weight)
         logp = torch.empty(hidden.shape[0], dtype=dtype, device=hidden.device)
         entropy = torch.zeros_like(logp)
-        frozen = ctx.needs_input_grad[1:] == (True, False, False)
+        frozen = grads and ctx.needs_input_grad[1:] == (True, False, False)
         walk = _token_walk(head, hidden, (frozen, False, False), dtype, chunk_rows)
 
         def rule(logits: Tensor, at: slice) -> Tensor | None:
