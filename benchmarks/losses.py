@@ -241,9 +241,17 @@ def judge_errors(found: dict[str, float]) -> list[dict[str, Any]]:
     return [
         entry("bf16", "error of the loss, beta 0.5", found["bf16 ours beta 0.5 loss"], 1e-4),
         entry("bf16", "error of the gradients, worst", max(gradients), 3e-3),
-        entry("topk_tail", "error of the hidden gradient over renorm's",
-              found["top-64 tail hidden"] / found["top-64 renorm hidden"], 0.4),
-    ]  # fmt: skip
+        *(
+            entry(
+                "topk_tail",
+                f"error of the {what} gradient over renorm's, {student}",
+                found[f"top-64 tail, {student} student, {what}"] / found[f"top-64 renorm, {student} student, {what}"],
+                0.4,
+            )
+            for student in ("near", "far")
+            for what in ("hidden", "head")
+        ),
+    ]
 
 
 def quality(folder: Path, results: Any) -> None:

@@ -30,8 +30,11 @@ def linear_token_logprobs(
 ) -> Any:
     """log q(y) at each row, [N, H], Head, [N] int64 -> [N] float32, and the entropies [N] on request.
 
-    Differentiable in hidden and the head's tensors: the backward computes the chunk's logits again, nothing of size
-    [N, V] is kept. Raises ValueError for ids outside the head's valid ones and a temperature that is not positive.
+    Differentiable in hidden and the head's tensors; nothing of size [N, V] is kept. With a head that takes no gradient
+    the forward keeps the gradient of each log q(y) with respect to its hidden state, [N, H]; else, and for a gradient
+    of the entropies, the backward computes the chunk's logits again (`linear_policy_loss` has both in one pass).
+
+    Raises ValueError for ids outside the head's valid ones and a temperature that is not positive.
     """
     head = as_head(head)
     _check(hidden, head, token_ids, temperature)
