@@ -81,7 +81,7 @@ SUITE: dict[str, dict[str, Case]] = {
         "small chunk": Case(replace(FROZEN, beta=1.0, chunk_rows=48), {"ours": 1}),
     },
     "policy": {
-        "trainable": Case(LARGE, {"ours, policy": 3, "full logits, policy": 3}),
+        "trainable": Case(LARGE, {"ours, policy": 3, "full logits, policy": 3, "matmuls, policy": 3}),
         "frozen": Case(
             FROZEN,
             {"ours, policy": 3, "ours, log-probabilities": 2, "full logits, policy": 3, "matmuls, policy": 3},
