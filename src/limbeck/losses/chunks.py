@@ -9,26 +9,59 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
 from .head import Head
 
-Rule = Callable[[Tensor, slice], None]
+# Logits [c, vocab] and their place among the rows. They become the gradient with respect to themselves, but for the
+# factor a row, [c], that is returned (None: 1): it costs less on the hidden states than on the logits.
+Rule = Callable[[Tensor, slice], Tensor | None]
 
-# Rows of a chunk: enough for the matmuls' full speed, and twice their logits is the memory that the loss needs.
+# Rows of a chunk on a CPU: enough for the matmuls' full speed.
 _CHUNK_ROWS = 256
-_CHUNK_ROWS_CUDA = 1024
+# Bounds on a GPU, and the elements of one logits buffer there.
+_CHUNK_ROWS_CUDA = (256, 2048)
+_CHUNK_ELEMENTS_CUDA = 1 << 28
+# The two logits buffers of a chunk, the student's and the teacher's, may take this share of the free memory.
+_FREE_SHARE = 1 / 8
+_LEAST_ROWS = 16
 # Ids of one vocabulary block when the weight has to be upcast on its way into a matmul.
 _UPCAST_IDS = 4096
 
 
-def chunk_size(device: torch.device, chunk_rows: int | None) -> int:
-    if chunk_rows is not None:
-        return max(1, chunk_rows)
-    return _CHUNK_ROWS if device.type == "cpu" else _CHUNK_ROWS_CUDA
+@lru_cache(maxsize=64)
+def chunk_choice(vocab: int, dtype: torch.dtype, device: torch.device | str) -> tuple[int, str]:
+    """Rows of a chunk of logits [rows, vocab] in `dtype` on the device, and why: a line for a log.
+
+    256 on a CPU; on a GPU the largest power of two between 256 and 2,048 whose logits have at most 2^28 elements.
+    Halved while the two buffers of a chunk take more than an eighth of the free memory, down to 16. Chosen once a
+    process, so that a step's rounding does not depend on what else runs.
+    """
+    device = torch.device(device)
+    rows, reason = _CHUNK_ROWS, "full speed of the matmuls on a CPU"
+    if device.type != "cpu":
+        rows, most = _CHUNK_ROWS_CUDA
+        while rows < most and 2 * rows * vocab <= _CHUNK_ELEMENTS_CUDA:
+            rows *= 2
+        reason = f"the most that keeps {vocab:,} logits a row within {_CHUNK_ELEMENTS_CUDA:,} elements"
+    free, row = _free_memory(device), 2 * vocab * dtype.itemsize
+    while rows > _LEAST_ROWS and rows * row > _FREE_SHARE * free:
+        rows //= 2
+        reason = f"what {_FREE_SHARE:.0%} of the {free / 1e9:.1f} GB of free memory hold"
+    return rows, f"{rows} rows of {vocab:,} ids a chunk, {rows * row / 1e6:.0f} MB in two buffers: {reason}"
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def chunks(rows: int, size: int) -> Iterator[slice]:
@@ -46,21 +79,21 @@ class HeadPass:
         if hidden.ndim != 2 or hidden.shape[1] != head.weight.shape[1]:
             raise ValueError(f"hidden must be [N, {head.weight.shape[1]}], got shape {tuple(hidden.shape)}")
         self.hidden, self.head, self.vocab, self.dtype = hidden, head, vocab, dtype
-        self.size = min(chunk_size(hidden.device, chunk_rows), max(1, hidden.shape[0]))
+        size = chunk_choice(vocab, dtype, hidden.device)[0] if chunk_rows is None else max(1, chunk_rows)
+        self.size = min(size, max(1, hidden.shape[0]))
         enabled = torch.is_grad_enabled()
         self.inputs = (hidden, head.weight, head.bias)
         wanted = [enabled and t is not None and t.requires_grad for t in self.inputs]
         self.grads = any(wanted)
         self.d_hidden = torch.zeros_like(hidden, memory_format=torch.contiguous_format) if wanted[0] else None
-        self.d_weight = self._zeros(head.weight) if wanted[1] else None
-        self.d_bias = self._zeros(head.bias) if wanted[2] and head.bias is not None else None
+        self.d_weight = torch.empty(head.weight.shape, dtype=dtype, device=hidden.device) if wanted[1] else None
+        bias = head.bias if wanted[2] else None
+        self.d_bias = None if bias is None else torch.zeros(bias.shape, dtype=dtype, device=hidden.device)
+        self.written = False  # whether d_weight holds anything: the first chunk's product is stored, not added
         self.logits = torch.empty(0, dtype=dtype, device=hidden.device)
 
-    def _zeros(self, like: Tensor) -> Tensor:
-        return torch.zeros(like.shape, dtype=self.dtype, device=like.device)
-
     def run(self, rows: Tensor | None, rule: Rule) -> None:
-        """Walk over the rows (None: all of them); the rule gets [c, vocab] logits and their place among the rows."""
+        """Walk over the rows (None: all of them) with a rule."""
         count = self.hidden.shape[0] if rows is None else rows.shape[0]
         with torch.no_grad(), torch.autocast(self.hidden.device.type, enabled=False):
             for at in chunks(count, self.size):
@@ -71,28 +104,46 @@ class HeadPass:
                 logits = self.logits[: hidden.shape[0]]
                 head_logits(hidden, self.head, out=logits)
                 slope = cap_slope(logits, self.head) if self.grads else None
-                rule(logits, at)
+                factor = rule(logits, at)
                 if self.grads:
-                    self._collect(logits if slope is None else logits.mul_(slope), hidden, index)
+                    self._collect(logits if slope is None else logits.mul_(slope), factor, hidden, index)
 
-    def _collect(self, grad: Tensor, hidden: Tensor, index: slice | Tensor) -> None:
-        """Take a chunk's gradient [c, vocab] to the hidden states and the head."""
-        if self.head.scale != 1.0:
-            grad.mul_(self.head.scale)
+    def _collect(self, grad: Tensor, factor: Tensor | None, hidden: Tensor, index: slice | Tensor) -> None:
+        """Take a chunk's gradient, factor [c] times grad [c, vocab], to the hidden states and the head."""
+        weight, scale = self.head.weight, self.head.scale
+        if factor is not None and weight.dtype != grad.dtype:  # hidden states that stay exact in a narrow product
+            grad, factor = grad.mul_(factor.unsqueeze(-1)), None
         if self.d_hidden is not None:
-            self.d_hidden[index] = into_hidden(grad, self.head.weight[: self.vocab]).to(self.d_hidden.dtype)
-        if self.d_weight is not None:
-            into_weight_(self.d_weight[: self.vocab], grad, hidden, self.head.weight)
+            found = into_hidden(grad, weight[: self.vocab])
+            self.d_hidden[index] = _scaled(found, factor, scale).to(self.d_hidden.dtype)
         if self.d_bias is not None:
-            self.d_bias[: self.vocab] += grad.sum(0)
+            self.d_bias[: self.vocab] += scale * (grad.sum(0) if factor is None else torch.mv(grad.t(), factor))
+        if self.d_weight is not None:
+            into_weight_(self.d_weight[: self.vocab], grad, _scaled(hidden, factor), weight, scale, add=self.written)
+            if not self.written:
+                self.d_weight[self.vocab :].zero_()
+                self.written = True
+
+    def found(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The gradients of hidden states, weight and bias that the walk has found."""
+        if self.d_weight is not None and not self.written:
+            self.d_weight.zero_()
+            self.written = True
+        return self.d_hidden, self.d_weight, self.d_bias
 
     def attach(self, value: Tensor) -> Tensor:
         """The scalar, tied to the inputs by the gradients that the walk has found."""
         self.logits = self.logits.new_empty(0)
         if not self.grads:
             return value
-        found = (self.d_hidden, self.d_weight, self.d_bias)
-        return _Attached.apply(value, *self.inputs, *found)  # pyright: ignore
+        return _Attached.apply(value, *self.inputs, *self.found())  # pyright: ignore
+
+
+def _scaled(rows: Tensor, factor: Tensor | None, scale: float = 1.0) -> Tensor:
+    """[c, H] times a factor a row and a number; as it is where both are 1."""
+    if factor is not None:
+        rows = rows * factor.unsqueeze(-1)
+    return rows if scale == 1.0 else rows * scale
 
 
 class _Attached(torch.autograd.Function):
@@ -155,13 +206,17 @@ def into_hidden(grad: Tensor, weight: Tensor) -> Tensor:
     return result
 
 
-def into_weight_(total: Tensor, grad: Tensor, hidden: Tensor, weight: Tensor) -> None:
-    """total [V, H] += grad [c, V]^T hidden [c, H], accumulated in total's dtype; products in the weight's precision."""
+def into_weight_(
+    total: Tensor, grad: Tensor, hidden: Tensor, weight: Tensor, scale: float = 1.0, *, add: bool = True
+) -> None:
+    """total [V, H] (+)= scale grad [c, V]^T hidden [c, H], accumulated in total's dtype; products in the weight's."""
     if weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16) and grad.dtype == torch.float32:
-        total += torch.mm(grad.to(weight.dtype).t(), hidden.to(weight.dtype), out_dtype=torch.float32)
+        found = torch.mm(grad.to(weight.dtype).t(), hidden.to(weight.dtype), out_dtype=torch.float32)
+        total.copy_(found.mul_(scale)) if not add else total.add_(found, alpha=scale)
         return
     with products_in_bfloat16(hidden, weight):
-        total.addmm_(grad.t(), hidden.to(total.dtype))
+        # A beta of 0 ignores what `total` holds, NaN too.
+        total.addmm_(grad.t(), hidden.to(total.dtype), beta=1 if add else 0, alpha=scale)
 
 
 def upcast_blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:

@@ -13,6 +13,7 @@ negative, and every gradient is a product with a difference that is exactly zero
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +27,9 @@ from .head import compute_dtype
 _FLOOR = -80.0
 # Stands for log 0: finite, so that two masked ids differ by 0 and not by NaN; its exponential is exactly 0.
 _LOG_ZERO = -1e30
+_LOG2_E = 1 / math.log(2)
 # Elements of a block of rows per thread: a handful of such buffers stay in a core's cache.
-_BLOCK_ELEMENTS = 1 << 17
+_BLOCK_ELEMENTS = 1 << 18
 _BLOCK_ELEMENTS_CUDA = 1 << 25
 
 
@@ -73,16 +75,17 @@ def divergence(
     dtype = compute_dtype(student_logits, teacher_logits)
     teacher = teacher_logits.detach()[..., :vocab].reshape(-1, vocab)
 
-    def block(logits: Tensor, at: slice, coef: Tensor | None) -> tuple[Tensor, Tensor]:
+    def block(logits: Tensor, at: slice, grad: bool) -> tuple[Tensor, Tensor]:
         lq = log_softmax(logits, temperature)
         lp = log_softmax(teacher[at].to(dtype), temperature)
-        return compare_(lq, lp, measure, coef, masked=True), lq
+        value, factor = compare_(lq, lp, measure, masked=True, grad=grad)
+        return value, lq.mul_((factor / temperature).unsqueeze(-1)) if grad else lq
 
-    return per_token(student_logits, vocab, dtype, block, temperature)
+    return per_token(student_logits, vocab, dtype, block)
 
 
-def per_token(student_logits: Tensor, vocab: int, dtype: torch.dtype, block: Any, temperature: float) -> Tensor:
-    """Run `block(logits [b, V], rows, coef [b] | None) -> (value [b], gradient [b, V])` over dense logits."""
+def per_token(student_logits: Tensor, vocab: int, dtype: torch.dtype, block: Any) -> Tensor:
+    """Run `block(logits [b, V], rows, whether a gradient is wanted) -> (value [b], gradient [b, V])` over logits."""
     flat = student_logits.detach()[..., :vocab].reshape(-1, vocab)
     rows = flat.shape[0]
     wanted = torch.is_grad_enabled() and student_logits.requires_grad
@@ -92,8 +95,7 @@ def per_token(student_logits: Tensor, vocab: int, dtype: torch.dtype, block: Any
     with torch.no_grad(), torch.autocast(flat.device.type, enabled=False):
         for at in blocks(rows, vocab, flat.device):
             logits = flat[at].to(dtype).contiguous()
-            coef = torch.full_like(logits[:, 0], 1 / temperature) if wanted else None
-            value[at], du = block(logits, at, coef)
+            value[at], du = block(logits, at, wanted)
             if grad is not None:
                 grad[at, :vocab] = du
     shaped = value.reshape(student_logits.shape[:-1])
@@ -137,45 +139,47 @@ def block_rows(vocab: int, device: torch.device) -> int:
     return max(1, elements // vocab)
 
 
+def exp(x: Tensor, *, out: Tensor) -> Tensor:
+    """e^x; on a CPU as 2^(x log2 e), since exp goes through a library there that is slow on some (docs/losses.md)."""
+    return torch.mul(x, _LOG2_E, out=out).exp2_() if x.device.type == "cpu" else torch.exp(x, out=out)
+
+
 def compare_(
     lq: Tensor,
     lp: Tensor,
     measure: Measure,
-    coef: Tensor | None,
     *,
     masked: bool,
-    work: tuple[Tensor, Tensor, Tensor] | None = None,
+    grad: bool,
+    work: tuple[Tensor, Tensor] | None = None,
     out: Tensor | None = None,
-) -> Tensor:
-    """Divergence of each row, [b, V] log-probabilities on both sides -> [b]; both inputs are used up.
+) -> tuple[Tensor, Tensor]:
+    """Divergence of each row, [b, V] log-probabilities on both sides -> [b], factor [b]; both inputs are used up.
 
-    coef:   [b], factor of each row's gradient, or None for the value alone. The gradient with respect to u, times coef,
-            is written to `out` (default: to lq).
+    With `grad`, factor times `out` (default: lq) [b, V] is the gradient with respect to u.
     masked: entries of -inf may occur on either side.
-    work:   three scratch buffers of lq's shape.
+    work:   two scratch buffers of lq's shape.
     """
     infinite = _mask_(lq, lp, measure.beta) if masked else None
-    work = work or (torch.empty_like(lq), torch.empty_like(lq), torch.empty_like(lq))
-    beta, grad = measure.beta, coef is not None
+    work = work or (torch.empty_like(lq), torch.empty_like(lq))
+    beta, target = measure.beta, (lq if out is None else out) if grad else None
     if beta == 0.0:
-        value, factor = _forward_kl_(lq, lp, work, grad=grad), 1.0
+        value, number = _forward_kl_(lq, lp, work, target), 1.0
     elif beta == 1.0:
-        value, factor = _reverse_kl_(lq, lp, work, grad=grad), -1.0
+        value, number = _reverse_kl_(lq, lp, work, target), -1.0
     else:
-        value, factor = _jsd_(lq, lp, beta, work, grad=grad), 1 - beta
+        value, number = _jsd_(lq, lp, beta, work, target), beta - 1
         if measure.normalize:
-            value, factor = value / (beta * (1 - beta)), 1 / beta
+            value, number = value / (beta * (1 - beta)), -1 / beta
+    factor = torch.full_like(value, number)
     if infinite is not None:
         value = value.masked_fill(infinite, torch.inf)
-        if coef is not None and beta == 1.0:
-            coef = coef.masked_fill(infinite, 0)
+        if beta == 1.0:
+            factor.masked_fill_(infinite, 0)
     if measure.clip is not None:
-        if coef is not None:
-            coef = coef.masked_fill(value > measure.clip, 0)
+        factor.masked_fill_(value > measure.clip, 0)
         value = value.clamp(max=measure.clip)
-    if coef is not None:
-        torch.mul(lq, (coef * factor).unsqueeze(-1), out=lq if out is None else out)
-    return value
+    return value, factor
 
 
 def _mask_(lq: Tensor, lp: Tensor, beta: float) -> Tensor | None:
@@ -195,51 +199,55 @@ def _off(of: Tensor, to: Tensor) -> Tensor:
     return (torch.isneginf(to) & (of.exp() > 0)).any(-1)
 
 
-def _forward_kl_(lq: Tensor, lp: Tensor, work: tuple[Tensor, ...], *, grad: bool) -> Tensor:
-    """KL(P || Q) = sum p (d + expm1(-d)); lq becomes q - p."""
-    x, f, _ = work
-    torch.maximum(lp, torch.clamp(lq, max=_FLOOR, out=x), out=lp)
-    torch.sub(lq, lp, out=x)
-    torch.expm1(x, out=f).sub_(x)
-    p = lp.exp_()
-    value = f.mul_(p).sum(-1)
-    if grad:
-        lq.exp_().sub_(p)
-    return value
+def _forward_kl_(lq: Tensor, lp: Tensor, work: tuple[Tensor, Tensor], out: Tensor | None) -> Tensor:
+    """KL(P || Q) = sum p (d + expm1(-d)); out becomes q - p, as p expm1(-d)."""
+    x, f = work
+    _ratio_(lp, lq, x)
+    torch.expm1(x, out=f)
+    p = exp(lp, out=lp)
+    if out is not None:
+        torch.mul(p, f, out=out)
+    return f.sub_(x).mul_(p).sum(-1)
 
 
-def _reverse_kl_(lq: Tensor, lp: Tensor, work: tuple[Tensor, ...], *, grad: bool) -> Tensor:
-    """KL(Q || P) = sum q (-d + expm1(d)); lq becomes q (d + KL), minus the gradient."""
-    x, f, _ = work
-    torch.maximum(lq, torch.clamp(lp, max=_FLOOR, out=x), out=lq)
-    torch.sub(lp, lq, out=x)
+def _reverse_kl_(lq: Tensor, lp: Tensor, work: tuple[Tensor, Tensor], out: Tensor | None) -> Tensor:
+    """KL(Q || P) = sum q (-d + expm1(d)); out becomes q (d + KL), minus the gradient."""
+    x, f = work
+    _ratio_(lq, lp, x)
     torch.expm1(x, out=f).sub_(x)
-    q = lq.exp_()
+    q = exp(lq, out=lq)
     value = f.mul_(q).sum(-1)
-    if grad:
-        q.mul_(x.add_(value.unsqueeze(-1)))
+    if out is not None:
+        torch.mul(q, x.add_(value.unsqueeze(-1)), out=out)
     return value
 
 
-def _jsd_(lq: Tensor, lp: Tensor, beta: float, work: tuple[Tensor, ...], *, grad: bool) -> Tensor:
-    """beta KL(P || M) + (1 - beta) KL(Q || M); lq becomes q (log q - log m - KL(Q || M)).
+def _ratio_(of: Tensor, to: Tensor, out: Tensor) -> None:
+    """out = to - of; where it is large enough for expm1 of it to overflow, `of` is raised to no less than exp(-80)."""
+    torch.sub(to, of, out=out)
+    if bool(out.amax() > -_FLOOR / 2):
+        torch.maximum(of, torch.clamp(to, max=_FLOOR, out=out), out=of)
+        torch.sub(to, of, out=out)
+
+
+def _jsd_(lq: Tensor, lp: Tensor, beta: float, work: tuple[Tensor, Tensor], out: Tensor | None) -> Tensor:
+    """beta KL(P || M) + (1 - beta) KL(Q || M); out becomes q (log m - log q + KL(Q || M)).
 
     With e the log-ratio of the lighter component (P for beta <= 1/2) to the heavier and b the lighter's weight,
     L = log1p(b expm1(e)) is log m over the heavier and e - L the lighter over m. b e <= L <= e where e > 0 and |L| <=
     b |e| elsewhere, so that neither is a difference of large numbers for a small b. Past e = 80, e - L is -log b.
     """
-    e, minus_l, _ = work
+    e, heavy_to_m = work
     light, heavy = (lp, lq) if beta <= 0.5 else (lq, lp)
     torch.sub(light, heavy, out=e).clamp_(max=-_FLOOR)
-    torch.expm1(e, out=minus_l).mul_(min(beta, 1 - beta)).log1p_().neg_()
-    e.add_(minus_l)
-    p_over_m, q_over_m = (e, minus_l) if beta <= 0.5 else (minus_l, e)
-    p, q = lp.exp_(), lq.exp_()
-    kl_p = p_over_m.mul_(p).sum(-1)
-    weighted = q_over_m.mul_(q)
-    kl_q = weighted.sum(-1)
-    if grad:
-        q.mul_(-kl_q.unsqueeze(-1)).add_(weighted)
+    torch.expm1(e, out=heavy_to_m).mul_(min(beta, 1 - beta)).log1p_()
+    light_to_m = torch.sub(heavy_to_m, e, out=e)
+    p_to_m, q_to_m = (light_to_m, heavy_to_m) if beta <= 0.5 else (heavy_to_m, light_to_m)  # log m - log p, - log q
+    p, q = exp(lp, out=lp), exp(lq, out=lq)
+    kl_p = 0 - p_to_m.mul_(p).sum(-1)  # not a bare minus: zero stays +0
+    kl_q = 0 - torch.mul(q_to_m, q, out=p).sum(-1)
+    if out is not None:
+        torch.mul(q, q_to_m.add_(kl_q.unsqueeze(-1)), out=out)
     return beta * kl_p + (1 - beta) * kl_q
 
 
@@ -250,8 +258,8 @@ def pair_stats(lq: Tensor, lp: Tensor, *, masked: bool, work: tuple[Tensor, Tens
     if masked:
         infinite = {"forward_kl": _off(lp, lq), "reverse_kl": _off(lq, lp)}
         lq, lp = lq.clamp(min=_LOG_ZERO), lp.clamp(min=_LOG_ZERO)
-    torch.exp(lp, out=p)
-    torch.exp(lq, out=q)
+    exp(lp, out=p)
+    exp(lq, out=q)
     excess = p.sum(-1) - q.sum(-1)
     stats = {
         "student_entropy": -torch.mul(q, lq, out=x).sum(-1),

@@ -29,6 +29,7 @@ def gathered_renorm(
 
     The statistics need the student's mass on the support: one pass over the full head, without gradient.
     """
+    walk.found()  # the head's gradient is added to row by row: it starts at zero
     width = support.ids.shape[1]
     count = walk.hidden.shape[0] if rows is None else rows.shape[0]
     size = max(1, min(walk.size, _GATHER_ELEMENTS // max(1, width * walk.hidden.shape[1])))
@@ -52,8 +53,10 @@ def gathered_renorm(
                 work = (torch.empty_like(lq), torch.empty_like(lq), torch.empty_like(lq))
                 for name, values in pair_stats(lq, lp, masked=True, work=work).items():
                     put(name, index, values)
-            put("divergence", index, compare_(lq, lp, measure, coef, masked=True))
+            value, factor = compare_(lq, lp, measure, masked=True, grad=walk.grads)
+            put("divergence", index, value)
             if coef is not None:
+                lq.mul_((factor * coef).unsqueeze(-1))
                 _collect(walk, lq if slope is None else lq * slope, named, hidden, part.ids, index)
     if stats:
         _masses(walk, support, measure, rows, put)

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from .chunks import HeadPass, head_logits
-from .divergence import Measure, block_rows, compare_, log_softmax, pair_stats
+from .divergence import Measure, block_rows, compare_, exp, log_softmax, pair_stats
 from .gathered import gathered_renorm
 from .head import Head, as_head, compute_dtype
 from .reduce import active_rows, check_weights, outside
 from .support import Support, support_block_
 
 Stats = dict[str, Tensor]
+# Values [b], the factor of the gradient [b] (None: 1), statistics.
+Compared = tuple[Tensor, Tensor | None, Stats]
 
 _STATS = ("divergence", "forward_kl", "reverse_kl", "student_entropy", "teacher_entropy", "top1_agreement")
 _SUPPORT_STATS = (*_STATS, "student_mass", "teacher_mass")
@@ -113,16 +115,15 @@ def linear_divergence(  # noqa: PLR0913 - the public signature
         head_logits(teacher_hidden[source], teacher, out=logits)
         return logits
 
-    def compare(
-        lq: Tensor, theirs: Any, at: slice, coef: Tensor | None, out: Tensor, work: Any
-    ) -> tuple[Tensor, Stats]:
-        lp, x, y, z = work
+    def compare(lq: Tensor, theirs: Any, at: slice, coef: Tensor, out: Tensor, work: Any) -> Compared:
+        lp, x, y, *more = work
         log_softmax(theirs[at], temperature, work=x, out=lp)
-        stats = pair_stats(lq, lp, masked=masked, work=(x, y, z)) if return_stats else {}
-        return compare_(lq, lp, measure, coef, masked=masked, work=(x, y, z), out=out), stats
+        stats = pair_stats(lq, lp, masked=masked, work=(x, y, *more)) if return_stats else {}
+        value, factor = compare_(lq, lp, measure, masked=masked, grad=walk.grads, work=(x, y), out=out)
+        return value, factor * coef, stats
 
     ce = CrossEntropy.make(ce_ids, ce_weights, rows=count, vocab=vocab, dtype=dtype)
-    tally = _walk(walk, measure, weights, ce, prepare, compare)
+    tally = _walk(walk, measure, weights, ce, prepare, compare, buffers=5 if return_stats else 4)
     return _finish(walk, tally, weights, ce, _STATS if return_stats else ())
 
 
@@ -170,41 +171,48 @@ def linear_topk_divergence(  # noqa: PLR0913 - the public signature
     def prepare(index: Tensor | slice, chunk: int) -> Support:
         return support.rows(index)
 
-    def compare(
-        lq: Tensor, theirs: Any, at: slice, coef: Tensor | None, out: Tensor, work: Any
-    ) -> tuple[Tensor, Stats]:
-        return support_block_(lq, theirs.rows(at), measure, coef, out=out, stats=return_stats)
+    def compare(lq: Tensor, theirs: Any, at: slice, coef: Tensor, out: Tensor, work: Any) -> Compared:
+        part = coef if walk.grads else None
+        value, stats = support_block_(lq, theirs.rows(at), measure, part, out=out, stats=return_stats)
+        return value, None, stats
 
-    tally = _walk(walk, measure, weights, ce, prepare, compare)
+    tally = _walk(walk, measure, weights, ce, prepare, compare, buffers=2)
     return _finish(walk, tally, weights, ce, _SUPPORT_STATS if return_stats else ())
 
 
 def _walk(
-    walk: HeadPass, measure: Measure, weights: Tensor | None, ce: CrossEntropy | None, prepare: Any, compare: Any
+    walk: HeadPass,
+    measure: Measure,
+    weights: Tensor | None,
+    ce: CrossEntropy | None,
+    prepare: Any,
+    compare: Any,
+    *,
+    buffers: int,
 ) -> Tally:
     """Two passes: the rows that the divergence weighs (cross-entropy along), then those that only the latter does.
 
     prepare(row indices, count) gives the teacher's side of a chunk; compare(lq, it, rows, coef, out, work) compares a
-    block of it with the student's log-probabilities and writes the gradient to out.
+    block of it with the student's log-probabilities and writes the gradient, but for a factor a row, to out. buffers:
+    how many of a block's size are needed, lq included.
     """
-    count = walk.hidden.shape[0]
-    tally = Tally(count, walk.dtype, walk.hidden.device)
+    count, device = walk.hidden.shape[0], walk.hidden.device
+    tally = Tally(count, walk.dtype, device)
     weights = check_weights(weights, count, "weights")
     rows = active_rows(weights)
-    coefs = (
-        torch.ones(count, dtype=walk.dtype, device=walk.hidden.device) if weights is None else weights.to(walk.dtype)
-    )
+    coefs = torch.ones(count, dtype=walk.dtype, device=device) if weights is None else weights.to(walk.dtype)
     coefs = coefs / measure.temperature
-    step = min(walk.size, block_rows(walk.vocab, walk.hidden.device))
-    work = torch.empty(0, dtype=walk.dtype, device=walk.hidden.device)
+    step = min(walk.size, block_rows(walk.vocab, device))
+    work = torch.empty(0, dtype=walk.dtype, device=device)
 
-    def rule(logits: Tensor, at: slice) -> None:
+    def rule(logits: Tensor, at: slice) -> Tensor | None:
         nonlocal work
         index = at if rows is None else rows[at]
-        size = logits.shape[0]
+        size, coef = logits.shape[0], coefs[index]
         if work.numel() == 0:
-            work = torch.empty(6 if ce else 5, step, walk.vocab, dtype=walk.dtype, device=logits.device)
+            work = torch.empty(buffers + bool(ce), step, walk.vocab, dtype=walk.dtype, device=device)
         theirs = prepare(index, size)
+        factors = None
         for start in range(0, size, step):
             block = slice(start, min(start + step, size))
             at_rows = slice(at.start + block.start, at.start + block.stop)
@@ -217,12 +225,17 @@ def _walk(
                 room = scratch.pop()
                 plain = lq if measure.temperature == 1.0 else log_softmax(z, 1.0, out=room)
                 ce_grad = _cross_entropy(plain, ce, index, tally, room, walk.grads)
-            value, stats = compare(lq, theirs, block, coefs[index] if walk.grads else None, z, scratch)
+            value, factor, stats = compare(lq, theirs, block, coef[block], z, scratch)
             tally.put("divergence", index, value)
             for name, values in stats.items():
                 tally.put(name, index, values)
             if ce_grad is not None:
+                z = z if factor is None else z.mul_(factor.unsqueeze(-1))
                 z.add_(ce_grad)
+            elif factor is not None:
+                factors = torch.empty_like(coef) if factors is None else factors
+                factors[block] = factor
+        return factors
 
     walk.run(rows, rule)
     if ce is not None and weights is not None:
@@ -239,7 +252,7 @@ def _ce_pass(walk: HeadPass, ce: CrossEntropy, rows: Tensor, tally: Tally) -> No
         for start in range(0, logits.shape[0], step):
             z = logits[start : start + step]
             index = rows[at.start + start : at.start + start + z.shape[0]]
-            lq = log_softmax(z, 1.0)
+            lq = log_softmax(z, 1.0, out=z)
             _cross_entropy(lq, ce, index, tally, z, walk.grads)
 
     walk.run(rows, rule)
@@ -253,7 +266,7 @@ def _cross_entropy(
     tally.put("ce", index, -lq.gather(-1, ids).squeeze(-1).masked_fill(weights == 0, 0))
     if not grads:
         return None
-    torch.exp(lq, out=out).mul_(weights.unsqueeze(-1))
+    exp(lq, out=out).mul_(weights.unsqueeze(-1))
     return out.scatter_add_(-1, ids, -weights.unsqueeze(-1))
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .divergence import Measure, compare_, log_softmax, pair_stats, per_token
+from .divergence import Measure, compare_, exp, log_softmax, pair_stats, per_token
 from .head import compute_dtype
 from .reduce import outside
 
@@ -92,12 +92,13 @@ def topk_divergence(
     dtype = compute_dtype(student_logits, teacher_logprobs)
     support = Support.make(teacher_logprobs, teacher_ids, teacher_log_tail, mode, vocab=vocab, dtype=dtype)
 
-    def block(logits: Tensor, at: slice, coef: Tensor | None) -> tuple[Tensor, Tensor]:
+    def block(logits: Tensor, at: slice, wanted: bool) -> tuple[Tensor, Tensor]:
+        coef = torch.full_like(logits[:, 0], 1 / temperature) if wanted else None
         lq, grad = log_softmax(logits, temperature), torch.empty_like(logits)  # the caller's logits stay as they are
         value, _ = support_block_(lq, support.rows(at), measure, coef, out=grad)
         return value, grad
 
-    return per_token(student_logits, vocab, dtype, block, temperature)
+    return per_token(student_logits, vocab, dtype, block)
 
 
 def support_block_(
@@ -113,16 +114,14 @@ def support_block_(
         top_id = support.ids.gather(-1, top)
         found["top1_agreement"] = (lq.gather(-1, top_id).squeeze(-1) == lq.amax(-1)).to(lq.dtype)
     on_support = take(lq, support)
-    tail = None
-    if support.mode == "tail":
-        tail = complement_(lq, support.ids, support.present)
+    tail = complement_(lq, support.ids, support.present) if support.mode == "tail" else None
     value, g, more = buckets(on_support, tail, support, measure, coef, stats=stats)
     if coef is not None:
         if tail is None:
             out.zero_()
         else:
             tail = tail.masked_fill(torch.isneginf(tail), 0)
-            torch.exp(lq.sub_(tail.unsqueeze(-1)), out=out).mul_(g[:, -1:])
+            exp(lq.sub_(tail.unsqueeze(-1)), out=out).mul_(g[:, -1:])
         present = support.present
         out.view(-1)[cells(support.ids, lq.shape[-1])[present]] = g[:, : support.ids.shape[1]][present]
     return value, found | more
@@ -157,8 +156,8 @@ def buckets(
     if stats:
         work = (torch.empty_like(lq), torch.empty_like(lq), torch.empty_like(lq))
         found |= {k: v for k, v in pair_stats(lq, lp, masked=True, work=work).items() if k != "top1_agreement"}
-    value = compare_(lq, lp, measure, coef, masked=True)
-    return value, lq, found
+    value, factor = compare_(lq, lp, measure, masked=True, grad=coef is not None)
+    return value, lq if coef is None else lq.mul_((factor * coef).unsqueeze(-1)), found
 
 
 def normalise(lp: Tensor) -> Tensor:

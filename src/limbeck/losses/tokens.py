@@ -30,12 +30,15 @@ def linear_token_logprobs(
 ) -> Any:
     """log q(y) at each row, [N, H], Head, [N] int64 -> [N] float32, and the entropies [N] on request.
 
-    Differentiable in hidden and the head's tensors: the backward computes the chunk's logits again, nothing of size
-    [N, V] is kept. Raises ValueError for ids outside the head's valid ones and a temperature that is not positive.
+    Differentiable in hidden and the head's tensors; nothing of size [N, V] is kept. With a head that takes no gradient
+    the forward keeps the gradient of each log q(y) with respect to its hidden state, [N, H]; else, and for a gradient
+    of the entropies, the backward computes the chunk's logits again (`linear_policy_loss` has both in one pass).
+
+    Raises ValueError for ids outside the head's valid ones and a temperature that is not positive.
     """
     head = as_head(head)
     _check(hidden, head, token_ids, temperature)
-    options = (head, token_ids, temperature, return_entropy, chunk_rows)
+    options = (head, token_ids, temperature, return_entropy, chunk_rows, torch.is_grad_enabled())
     logp, entropy = cast(
         tuple[Tensor, Tensor],
         _TokenLogprobs.apply(options, hidden, head.weight, head.bias),  # pyright: ignore
@@ -71,16 +74,15 @@ def linear_policy_loss(
     every = torch.arange(count, device=hidden.device) if rows is None else rows
     stats = {name: torch.zeros(count, dtype=dtype, device=hidden.device) for name in ("loss", "logp", "entropy")}
 
-    def rule(logits: Tensor, at: slice) -> None:
+    def rule(logits: Tensor, at: slice) -> Tensor:
         index = every[at]
         ids = token_ids[index]
-        logp, entropy = _to_logprobs_(logits, ids, temperature, entropy=return_stats)
+        logp, entropy = _to_probs_(logits, ids, temperature, entropy=return_stats)
         weight = None if weights is None else weights[index].to(dtype)
         loss, slope = _differentiate(objective, logp, index, weight, walk.grads)
         for name, values in (("loss", loss), ("logp", logp), ("entropy", entropy)):
             stats[name][index] = values
-        if walk.grads:
-            _policy_grad_(logits, ids, slope / temperature)
+        return _off_target_(logits, ids, slope / -temperature)
 
     walk.run(rows, rule)
     loss = stats["loss"] if weights is None else stats["loss"] * weights.to(dtype)
@@ -117,9 +119,9 @@ def linear_named(
     hidden [N, H], ids [N, K] int64 -> logprobs [N, k + K], ids [N, k + K] int64, log_tail [N]; normalised over the
     valid ids at the temperature, in float32 (float64 where an input is). A negative id is absent, and so is a named id
     that its row has already: among the k likeliest, or named before. An absent entry has log-probability -inf and id 0,
-    and so has one of probability zero. log_tail is a sum over the other ids, -inf when none is left. Not
-    differentiable. Raises ValueError for ids that are not valid, a k outside 0..valid and a temperature that is not
-    positive.
+    and so has one of probability zero. log_tail is a sum over the other ids, -inf when none is left; no gradients.
+
+    Raises ValueError for ids that are not valid, a k outside 0..valid and a temperature that is not positive.
     """
     head = as_head(head)
     _check_named(hidden, head, ids, temperature, k)
@@ -158,86 +160,109 @@ def _repeated(ids: Tensor) -> Tensor:
 
 
 class _TokenLogprobs(torch.autograd.Function):
+    """Log-probabilities and entropies [N]. With a head that takes no gradient the forward finishes the hidden states'
+    gradient of log q(y), (w_y - E_q[w]) / T, and the backward scales its rows; otherwise the backward recomputes."""
+
     @staticmethod
     def forward(
         ctx: Any, options: tuple[Any, ...], hidden: Tensor, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        head, token_ids, temperature, wants_entropy, chunk_rows = options
+        head, token_ids, temperature, wants_entropy, chunk_rows, grads = options
         ctx.options = (head.softcap, head.scale, head.valid, temperature, chunk_rows)
-        ctx.save_for_backward(hidden, weight, bias, token_ids)
         dtype = compute_dtype(hidden, weight)
         logp = torch.empty(hidden.shape[0], dtype=dtype, device=hidden.device)
         entropy = torch.zeros_like(logp)
+        frozen = grads and ctx.needs_input_grad[1:] == (True, False, False)
+        walk = _token_walk(head, hidden, (frozen, False, False), dtype, chunk_rows)
 
-        def rule(logits: Tensor, at: slice) -> None:
-            logp[at], entropy[at] = _to_logprobs_(logits, token_ids[at], temperature, entropy=wants_entropy, keep=False)
+        def rule(logits: Tensor, at: slice) -> Tensor | None:
+            ids = token_ids[at]
+            logp[at], entropy[at] = _to_probs_(logits, ids, temperature, entropy=wants_entropy)
+            return _off_target_(logits, ids, torch.full_like(logp[at], -1 / temperature)) if frozen else None
 
-        HeadPass(hidden, head, head.vocab, dtype=dtype, chunk_rows=chunk_rows).run(None, rule)
+        walk.run(None, rule)
+        again = (hidden, weight, bias, token_ids) if wants_entropy or not frozen else (None,) * 4
+        ctx.save_for_backward(walk.d_hidden, *again)
         return logp, entropy
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        hidden, weight, bias, token_ids = ctx.saved_tensors
+        unit, hidden, weight, bias, token_ids = ctx.saved_tensors
         softcap, scale, valid, temperature, chunk_rows = ctx.options
         d_logp, d_entropy = upstream
         wants_entropy = bool((d_entropy != 0).any())
-        needs = ctx.needs_input_grad[1:]
-        hidden, weight = (t.detach().requires_grad_(n) for t, n in zip((hidden, weight), needs, strict=False))
-        bias = None if bias is None else bias.detach().requires_grad_(needs[2])
+        if unit is not None and not wants_entropy:
+            rows = d_logp.unsqueeze(-1)
+            return None, torch.where(rows != 0, unit * rows, 0).to(unit.dtype), None, None
         head = Head(weight, bias, softcap, scale, valid)
-        with torch.enable_grad():
-            walk = HeadPass(hidden, head, head.vocab, dtype=d_logp.dtype, chunk_rows=chunk_rows)
-
+        walk = _token_walk(head, hidden, ctx.needs_input_grad[1:], d_logp.dtype, chunk_rows)
         rows = active_rows((d_logp != 0) | (d_entropy != 0))
 
-        def rule(logits: Tensor, at: slice) -> None:
+        def rule(logits: Tensor, at: slice) -> Tensor | None:
             index = at if rows is None else rows[at]
-            ids, slope = token_ids[index], d_logp[index] / temperature
-            _, entropy = _to_logprobs_(logits, ids, temperature, entropy=wants_entropy)
-            _policy_grad_(logits, ids, slope, (d_entropy[index] / temperature, entropy) if wants_entropy else None)
+            ids, slope = token_ids[index], d_logp[index] / -temperature
+            _, entropy = _to_probs_(logits, ids, temperature, entropy=wants_entropy)
+            if not wants_entropy:
+                return _off_target_(logits, ids, slope)
+            _entropy_grad_(logits, ids, slope, d_entropy[index] / -temperature, entropy)
 
         walk.run(rows, rule)
-        found = (walk.d_hidden, walk.d_weight, walk.d_bias)
         inputs = (hidden, weight, bias)
-        grads = (None if g is None or x is None else g.to(x.dtype) for g, x in zip(found, inputs, strict=True))
+        grads = (None if g is None else g.to(x.dtype) for g, x in zip(walk.found(), inputs, strict=True))
         return (None, *grads)
 
 
-def _to_logprobs_(
-    logits: Tensor, ids: Tensor, temperature: float, *, entropy: bool, keep: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Logits [c, V] become log-probabilities; returns those of the ids, [c], and the entropies (zeros if not asked)."""
+def _token_walk(
+    head: Head, hidden: Tensor, needs: tuple[bool, ...], dtype: torch.dtype, chunk_rows: int | None
+) -> HeadPass:
+    """A walk from inside an autograd function, where nothing requires a gradient, that takes those in `needs`."""
+    inputs = (hidden, head.weight, head.bias)
+    leaves = [None if x is None else x.detach().requires_grad_(n) for x, n in zip(inputs, needs, strict=True)]
+    own = Head(cast(Tensor, leaves[1]), leaves[2], head.softcap, head.scale, head.valid)
+    with torch.enable_grad():
+        return HeadPass(cast(Tensor, leaves[0]), own, own.vocab, dtype=dtype, chunk_rows=chunk_rows)
+
+
+def _to_probs_(logits: Tensor, ids: Tensor, temperature: float, *, entropy: bool) -> tuple[Tensor, Tensor]:
+    """Logits [c, V] become probabilities; returns log q of the ids, [c], and the entropies (zeros if not asked).
+
+    The log of the normaliser is the largest logit minus the log of its probability: a softmax and two maxima are all.
+    """
     step = block_rows(logits.shape[-1], logits.device)
     logp, spread = torch.empty_like(logits[:, 0]), torch.zeros_like(logits[:, 0])
-    work = torch.empty_like(logits[:step])
+    work = torch.empty_like(logits[:step]) if entropy else logits
     for start in range(0, logits.shape[0], step):
         block = slice(start, start + step)
         z = logits[block]
-        lq = work[: z.shape[0]]
-        log_softmax(z, temperature, work=z if temperature != 1.0 else None, out=lq)
-        logp[block] = lq.gather(-1, ids[block].unsqueeze(-1)).squeeze(-1)
-        if keep:
-            z.copy_(lq)
+        z = z if temperature == 1.0 else z.div_(temperature)
+        top = z.amax(-1)
+        picked = z.gather(-1, ids[block].unsqueeze(-1)).squeeze(-1)
+        q = torch.softmax(z, -1, out=work[: z.shape[0]] if entropy else z)  # pyright: ignore
+        norm = top - q.amax(-1).log()
+        logp[block] = picked - norm
         if entropy:
-            lq.clamp_(min=_LOG_ZERO)
-            spread[block] = -lq.mul_(lq.exp()).sum(-1)
+            lq = z.sub_(norm.unsqueeze(-1)).clamp_(min=_LOG_ZERO)
+            spread[block] = -lq.mul_(q).sum(-1)
+            z.copy_(q)
     return logp, spread
 
 
-def _policy_grad_(lq: Tensor, ids: Tensor, slope: Tensor, spread: tuple[Tensor, Tensor] | None = None) -> None:
-    """Log-probabilities become slope (1[v = y] - q_v), and - c q_v (log q_v + entropy) with spread = (c, entropy)."""
-    step = block_rows(lq.shape[-1], lq.device)
-    for start in range(0, lq.shape[0], step):
+def _off_target_(q: Tensor, ids: Tensor, factor: Tensor) -> Tensor:
+    """Probabilities [c, V] become q - 1[v = y], minus the gradient of log q(y); the factor is handed on."""
+    q.scatter_add_(-1, ids.unsqueeze(-1), torch.full_like(factor, -1).unsqueeze(-1))
+    return factor
+
+
+def _entropy_grad_(q: Tensor, ids: Tensor, slope: Tensor, spread: Tensor, entropy: Tensor) -> None:
+    """Probabilities become slope (q_v - 1[v = y]) + spread q_v (log q_v + entropy)."""
+    step = block_rows(q.shape[-1], q.device)
+    for start in range(0, q.shape[0], step):
         block = slice(start, start + step)
-        z, c = lq[block], slope[block].unsqueeze(-1)
-        if spread is None:
-            z.exp_().mul_(-c)
-        else:
-            weight, entropy = spread[0][block].unsqueeze(-1), spread[1][block].unsqueeze(-1)
-            factor = z.clamp(min=_LOG_ZERO).add_(entropy).mul_(-weight).sub_(c)
-            z.exp_().mul_(factor)
-        z.scatter_add_(-1, ids[block].unsqueeze(-1), c)
+        z, c = q[block], slope[block].unsqueeze(-1)
+        lq = z.log().clamp_(min=_LOG_ZERO)
+        z.mul_(lq.add_(entropy[block].unsqueeze(-1)).mul_(spread[block].unsqueeze(-1)).add_(c))
+        z.scatter_add_(-1, ids[block].unsqueeze(-1), -c)
 
 
 def _differentiate(

@@ -25,7 +25,7 @@ from limbeck.teachers import wire
 MAGIC = b"LBK1"
 HEADER, CRC = struct.Struct("<4s16sBBxxIdIII"), struct.Struct("<I")
 SIZE = HEADER.size + CRC.size
-KINDS: tuple[Kind, ...] = ("topk", "named", "union")
+KINDS: tuple[Kind, ...] = ("topk", "named", "union", "sampled")
 LEVEL = 3  # zlib's: 1 takes 1 to 2% more bytes in 4/5 of the time, 6 takes 1 to 2% less in twice the time
 HIGH, TAIL, WHOLE = 1, 2, 4  # bits of a header's layout: there is ids_high, log_tail; ids_high has a byte for each id
 

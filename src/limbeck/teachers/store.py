@@ -18,7 +18,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
 from torch import Tensor
 
 from limbeck.errors import ConfigError, TeacherError
@@ -314,11 +313,6 @@ def survey(folder: Path, *, check: bool = True) -> Survey:
         found.cut += segment.cut
         found.bytes += path.stat().st_size
     return found
-
-
-def _active_ids(sample: Sample) -> Tensor:
-    tokens = sample.told
-    return torch.tensor([i for i, on in zip(tokens.response_ids, tokens.response_mask, strict=True) if on])
 
 
 def _check(inner: Teacher, ask: Ask, valid: int) -> None:

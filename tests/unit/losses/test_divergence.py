@@ -197,3 +197,16 @@ def test_equals_trl_itself_where_installed(beta):
     student, teacher = pair(2, 4, 19, seed=5)
     wanted = gkd.GKDTrainer.generalized_jsd_loss(student, teacher, beta=beta, temperature=0.9, reduction="sum")
     torch.testing.assert_close(divergence(student, teacher, beta=beta, temperature=0.9).sum(), wanted)
+
+
+@pytest.mark.parametrize("beta", (0.0, 0.3, 1.0))
+@pytest.mark.parametrize("spread", (5.0, 25.0, 60.0))
+def test_probabilities_that_differ_by_many_orders_of_magnitude(beta, spread):
+    """Log-ratios beyond 80, where the naive expm1 overflows, next to moderate ones."""
+    generator = torch.Generator().manual_seed(4)
+    student, teacher = spread * torch.randn(2, 40, 200, generator=generator)
+    student.requires_grad_()
+    ours, wanted = divergence(student, teacher, beta=beta), ref.dense(student, teacher, beta)
+    torch.testing.assert_close(ours.double(), wanted, rtol=1e-5, atol=1e-5)
+    (grad,), (wanted_grad,) = ref.grads(ours.sum(), student), ref.grads(wanted.sum(), student)
+    assert (grad - wanted_grad).norm() <= 1e-5 * wanted_grad.norm().clamp(min=1)

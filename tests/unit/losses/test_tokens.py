@@ -86,6 +86,37 @@ def test_logprobs_in_half_precision_and_under_autocast():
         torch.testing.assert_close(half.double(), full, rtol=1e-2, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", HEADS)
+@pytest.mark.parametrize("temperature", (1.0, 0.7))
+@pytest.mark.parametrize("with_entropy", (False, True))
+def test_logprobs_with_a_frozen_head(options, temperature, with_entropy):
+    """Unit gradients from the forward; a gradient of the entropy still comes by recomputation."""
+    head, inputs, ids = case(**options)
+    inputs[1].requires_grad_(False)
+    inputs[2].requires_grad_(False)
+    found = linear_token_logprobs(
+        inputs[0], head, ids, temperature=temperature, return_entropy=with_entropy, chunk_rows=8
+    )
+    logp, wanted = found[0] if with_entropy else found, exact(inputs, ids, temperature, **options)
+    pairs = [(logp.square().sum(), wanted[0].square().sum()), (logp[:7].sum().exp(), wanted[0][:7].sum().exp())]
+    if with_entropy:
+        pairs.append(((found[1] * logp).sum(), (wanted[1] * wanted[0]).sum()))
+    for ours, theirs in pairs:
+        (grad,) = torch.autograd.grad(ours, inputs[:1], retain_graph=True)
+        (wanted_grad,) = torch.autograd.grad(theirs, inputs[:1], retain_graph=True)
+        torch.testing.assert_close(grad, wanted_grad)
+
+
+def test_a_frozen_head_keeps_rows_without_upstream_gradient_out():
+    head, inputs, ids = case(with_bias=False)
+    hidden = inputs[0].detach().clone()
+    hidden[2] = torch.nan
+    hidden.requires_grad_()
+    logp = linear_token_logprobs(hidden, Head(head.weight.detach(), valid=V), ids)
+    (grad,) = ref.grads(logp[3:].sum(), hidden)
+    assert grad.isfinite().all() and (grad[:3] == 0).all() and (grad[3:] != 0).any()
+
+
 @pytest.mark.parametrize("rows", (0, N))
 def test_rows_without_upstream_gradient_are_left_out_of_the_backward(rows):
     head, inputs, ids = case()
