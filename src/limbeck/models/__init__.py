@@ -2,7 +2,7 @@
 
 from limbeck.models.head import check_head, model_head
 from limbeck.models.load import ModelFacts, add_lora, describe, load_generation_config, load_model, skeleton
-from limbeck.models.score import backbone, dropout_off, evaluating, hidden_states, unwrap
+from limbeck.models.score import backbone, dropout_off, enable_packing, evaluating, hidden_states, unwrap
 from limbeck.models.shrink import even_layers, keep_layers
 from limbeck.models.tokenizer import end_token_ids, load_tokenizer, tokenizer_difference, valid_ids
 
@@ -13,6 +13,7 @@ __all__ = [
     "check_head",
     "describe",
     "dropout_off",
+    "enable_packing",
     "end_token_ids",
     "evaluating",
     "even_layers",

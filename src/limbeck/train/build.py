@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, get_scheduler
 from limbeck.config.defaults import Choice
 from limbeck.config.schema import Config, Model
 from limbeck.errors import ConfigError
-from limbeck.models import add_lora, check_head, dropout_off, load_model, unwrap
+from limbeck.models import add_lora, check_head, dropout_off, enable_packing, load_model, unwrap
 from limbeck.rollouts import HFSampler, Sampling, sample_dataset
 from limbeck.teachers import LocalTeacher, Teacher
 from limbeck.train.objective import DivergenceLoss
@@ -45,6 +45,7 @@ def build(prepared: Prepared, accelerator: Accelerator, *, checkpoint: Path | No
     config, choices = prepared.config, []
     model = build_student(config, checkpoint)
     check_head(model)
+    packs = enable_packing(model)
     objective = objective_of(config)
     student = StudentStep(model, objective, prepared.valid)
     optimizer = torch.optim.AdamW(
@@ -82,6 +83,7 @@ def build(prepared: Prepared, accelerator: Accelerator, *, checkpoint: Path | No
         optimizer=optimizer,
         scheduler=scheduler,
         pad_id=prepared.tokenizer.pad_token_id,
+        packs=packs,
     )
     return parts, choices
 
@@ -177,6 +179,7 @@ def build_teacher(
         trainable=False,
     )
     check_head(teacher)
+    enable_packing(teacher)
     if not t.offload_teacher_model:
         teacher.to(accelerator.device)
     return LocalTeacher(teacher, name=t.teacher_model, offload=t.offload_teacher_model, **shared)

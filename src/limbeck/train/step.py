@@ -47,7 +47,8 @@ class Plan:
 
 @dataclass
 class Parts:
-    """What a step works with. `student` is the prepared `StudentStep`."""
+    """What a step works with. `student` is the prepared `StudentStep`. packs: what sequences have in common is computed
+    once (`limbeck.models.enable_packing`)."""
 
     plan: Plan
     accelerator: Accelerator
@@ -58,6 +59,7 @@ class Parts:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     pad_id: int
+    packs: bool = False
 
 
 @dataclass
@@ -125,13 +127,27 @@ def sample(parts: Parts, index: int) -> Generation:
     own = parallel.own_part(parts.accelerator, repeated)
     seed = (plan.seed * 1_000_003 + index) * 1_009 + parts.accelerator.process_index
     samples = parts.samplers[source](own, seed=seed % 2**62)
-    steps = [micro_batches(part, plan.micro_batch) for part in parallel.split_evenly(samples, n_steps)]
+    steps = [
+        micro_batches(part, plan.micro_batch, together=parts.packs) for part in parallel.split_evenly(samples, n_steps)
+    ]
     return Generation(index, source, steps, seconds={"sample": time.perf_counter() - began})
 
 
-def micro_batches(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
-    """Groups of `size`, like lengths together so that little is padded; the longest first, so that memory shows."""
-    order = sorted(samples, key=lambda s: -(len(s.tokens.prompt_ids) + len(s.tokens.response_ids)))
+def micro_batches(samples: Sequence[Sample], size: int, *, together: bool = False) -> list[list[Sample]]:
+    """Groups of `size`, like lengths together so that little is padded; the longest first, so that memory shows.
+
+    together: the samples of a prompt stand side by side, for models that compute it once (`enable_packing`).
+    """
+
+    def length(sample: Sample) -> int:
+        return len(sample.tokens.prompt_ids) + len(sample.tokens.response_ids)
+
+    order = sorted(samples, key=length, reverse=True)
+    if together:
+        groups: dict[tuple[int, ...], list[Sample]] = {}
+        for sample in order:
+            groups.setdefault(sample.tokens.prompt_ids, []).append(sample)
+        order = [sample for group in groups.values() for sample in group]
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
