@@ -3,7 +3,8 @@
 A causal model's state of a token depends on the tokens before it alone. So sequences that begin alike share the states
 of their beginning: the completions of one prompt share the prompt. Everything but attention works token by token, and
 runs on one row [1, U] of the U distinct tokens. Attention gathers queries, keys and values from it into the padded
-batch [B, T], runs as it always does, and gives back one row again.
+batch [B, T], runs as it always does, and gives back one row again. On a CPU, where a call costs little, it goes from
+sequence to sequence instead, with nothing padded and nothing twice.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ PACKED = "limbeck_packed"  # the name of the attention implementation
 @dataclass(frozen=True, slots=True)
 class Packing:
     """input_ids, position_ids [1, U]. spread [B * T]: the place in the row of each place in the batch (any, for
-    padding). fold [U]: the inverse, for the sequence that brought the token. shape: (B, T)."""
+    padding). fold [U]: the inverse, for the sequence that brought the token. shape: (B, T). spans: on a CPU, for each
+    sequence that brought any, where its own tokens begin and end in the row, and the places [length] of all its tokens.
+    """
 
     input_ids: Tensor
     position_ids: Tensor
     spread: Tensor
     fold: Tensor
     shape: tuple[int, int]
+    spans: tuple[tuple[int, int, Tensor], ...] = ()
 
     @property
     def no_mask(self) -> Tensor:
@@ -53,12 +57,20 @@ def pack(input_ids: Tensor, lengths: Tensor) -> Packing:
     row = torch.arange(batch, device=input_ids.device)[:, None]
     owner = torch.where(fresh, row, -1).cummax(0).values  # the nearest row above that brought this column's token
     fold = fresh.flatten().nonzero().squeeze(-1)
+    spread = number.gather(0, owner.clamp(min=0)).clamp(min=0)
+    spans = []
+    if input_ids.device.type == "cpu":
+        ends = fresh.sum(1).cumsum(0).tolist()
+        for begin, end, places, length in zip([0, *ends], ends, spread, lengths.tolist(), strict=False):
+            if end > begin:
+                spans.append((begin, end, places[:length]))
     return Packing(
         input_ids=input_ids.flatten()[fold][None],
         position_ids=(fold % width)[None],
-        spread=number.gather(0, owner.clamp(min=0)).clamp(min=0).flatten(),
+        spread=spread.flatten(),
         fold=fold,
         shape=(batch, width),
+        spans=tuple(spans),
     )
 
 
@@ -76,6 +88,9 @@ def packed_attention(
     packing: Packing | None = kwargs.pop("packing", None)
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if packing.spans:
+        parts = [_attend(module, query, key, value, *span, **kwargs) for span in packing.spans]
+        return torch.cat(parts, 1), None
     batch, width = packing.shape
 
     def spread(x: Tensor) -> Tensor:
@@ -84,6 +99,20 @@ def packed_attention(
 
     out, _ = sdpa_attention_forward(module, spread(query), spread(key), spread(value), None, **kwargs)
     return out.flatten(0, 1).index_select(0, packing.fold)[None], None
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, begin: int, end: int, places: Tensor, **kwargs: Any
+) -> Tensor:
+    """One sequence's own tokens, its last ones, to all of its tokens."""
+    count, length = end - begin, places.numel()
+    own = torch.ones(count, length, dtype=torch.bool).tril(length - count)[None, None] if count < length else None
+    at = slice(begin, end)
+    if own is None:
+        key, value = key[:, :, at], value[:, :, at]
+    else:
+        key, value = key.index_select(2, places), value.index_select(2, places)
+    return sdpa_attention_forward(module, query[:, :, at], key, value, own, **kwargs)[0]
 
 
 AttentionInterface.register(PACKED, packed_attention)

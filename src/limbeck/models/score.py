@@ -81,7 +81,9 @@ def enable_packing(model: nn.Module) -> bool:
     implementations other than sdpa.
     """
     base = unwrap(model)
-    if getattr(base.config, "_attn_implementation", None) != "sdpa" or len(base.config.sub_configs) > 0:
+    c = base.config
+    windows = getattr(c, "sliding_window", None) or getattr(c, "attention_chunk_size", None)
+    if c._attn_implementation != "sdpa" or c.sub_configs or windows:
         return False
     device = next(model.parameters()).device
     count = base.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
