@@ -188,13 +188,16 @@ def learn(parts: Parts, batches: list[list[Scored]], source: Source, *, stats: b
             culprits += [] if math.isfinite(value) else [s.sample for s in batch]
             if i == n_forwards - 1:  # reduced before the last backward, which is where ranks exchange gradients
                 _stop_if(parallel.total(accelerator, len(culprits)) > 0, "loss", culprits)
-            # engines average gradients over ranks, the denominator is global: hence the number of processes
-            accelerator.backward(part * (accelerator.num_processes / max(tokens, 1)))
+            accelerator.backward(part)
         loss_sum += value
         for name, per_token in token_stats.items():
             before, count = sums.get(name, (0.0, 0))
             sums[name] = before + float(per_token.double().sum()), count + per_token.numel()
     parameters = [p for p in parts.student.parameters() if p.requires_grad]
+    # The denominator comes in here and not at each backward, where scaling the head's gradient would be a copy of it.
+    # Engines average over ranks and the denominator is global: hence the number of processes.
+    for gradient in (p.grad for p in parameters if p.grad is not None):
+        gradient.mul_(accelerator.num_processes / max(tokens, 1))
     norm = float(accelerator.clip_grad_norm_(parameters, plan.max_grad_norm or math.inf))  # type: ignore[arg-type]
     _stop_if(not math.isfinite(norm), "gradient", [s.sample for batch in batches for s in batch])
     learning_rate = parts.optimizer.param_groups[0]["lr"]
