@@ -11,7 +11,7 @@ from limbeck.models.load import (
     load_model,
     skeleton,
 )
-from limbeck.models.score import backbone, dropout_off, evaluating, hidden_states, unwrap
+from limbeck.models.score import backbone, dropout_off, enable_packing, evaluating, hidden_states, unwrap
 from limbeck.models.shrink import even_layers, keep_layers
 from limbeck.models.tokenizer import (
     end_token_ids,
@@ -28,6 +28,7 @@ __all__ = [
     "check_head",
     "describe",
     "dropout_off",
+    "enable_packing",
     "end_token_ids",
     "evaluating",
     "even_layers",

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from limbeck.errors import ModelError
+from limbeck.models.pack import PACKED, pack_positions
+
+PROBE = [(0, 3), (0, 8), (1, 4), (1, 6), (2, 0), (2, 7)]  # sequences of 9, 7 and 8 tokens, two of them alike for 5
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
@@ -53,10 +56,52 @@ def hidden_states(model: nn.Module, input_ids: Tensor, positions: tuple[Tensor, 
 
     No attention mask is passed: attention is causal and the padding stands on the right, so no real token sees it. That
     keeps the fast attention kernels. What the padding positions compute is never read, and any valid id will do there.
+    Nothing behind the last position of a row is computed, and with `enable_packing` nothing twice.
     """
     rows, cols = positions
+    if rows.numel() and unwrap(model).config._attn_implementation == PACKED:
+        packing = pack_positions(input_ids, rows, cols)
+        if packing.fold.numel() < packing.spread.numel():
+            output = backbone(model)(
+                input_ids=packing.input_ids,
+                position_ids=packing.position_ids,
+                attention_mask=packing.no_mask,
+                packing=packing,
+                use_cache=False,
+            )
+            return output.last_hidden_state[0].index_select(0, packing.place(rows, cols))
     output = backbone(model)(input_ids=input_ids, use_cache=False)
     return output.last_hidden_state[rows, cols]
+
+
+def enable_packing(model: nn.Module) -> bool:
+    """Lets `hidden_states` pack for this model, if that gives the very states that it has without; says whether.
+
+    Not for models with another way to mix tokens than transformers' attention interface, nor for attention
+    implementations other than sdpa.
+    """
+    base = unwrap(model)
+    c = base.config
+    windows = getattr(c, "sliding_window", None) or getattr(c, "attention_chunk_size", None)
+    if c._attn_implementation != "sdpa" or c.sub_configs or windows:
+        return False
+    device = next(model.parameters()).device
+    count = base.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+    ids = (torch.arange(1, 28, device=device) * 7919 % count).view(3, 9)
+    ids[1, :5] = ids[0, :5]
+    rows, cols = (torch.tensor(x, device=device) for x in zip(*PROBE, strict=True))
+    with evaluating(model):
+        expected = hidden_states(model, ids, (rows, cols))
+        base.set_attn_implementation(PACKED)
+        try:
+            found = hidden_states(model, ids, (rows, cols))
+        except (TypeError, ValueError, RuntimeError, IndexError):
+            found = torch.full_like(expected, torch.nan)
+    tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 5e-2
+    same = bool((found - expected).abs().max() <= tolerance * expected.abs().max())
+    if not same:
+        base.set_attn_implementation("sdpa")
+    return same
 
 
 def dropout_off(model: nn.Module) -> None:

@@ -18,7 +18,7 @@ from limbeck.config.defaults import Choice
 from limbeck.config.schema import Config, Model
 from limbeck.errors import ConfigError
 from limbeck.losses import PolicyLoss
-from limbeck.models import add_lora, check_head, dropout_off, load_model, unwrap
+from limbeck.models import add_lora, check_head, dropout_off, enable_packing, load_model, unwrap
 from limbeck.rewards import RewardTable, score
 from limbeck.rollouts import HFSampler, Sampling, sample_dataset
 from limbeck.signal import Sample
@@ -54,6 +54,7 @@ def build(
     config, choices = prepared.config, []
     model = build_student(config, checkpoint)
     check_head(model)
+    packs = enable_packing(model)
     objective = objective_of(config)
     student = StudentStep(model, objective, prepared.valid)
     optimizer = torch.optim.AdamW(
@@ -94,6 +95,7 @@ def build(
         scheduler=scheduler,
         pad_id=prepared.tokenizer.pad_token_id,
         judge=build_judge(prepared, reference, say),
+        packs=packs,
     )
     return parts, choices
 

@@ -54,7 +54,8 @@ class Plan:
 
 @dataclass
 class Parts:
-    """What a step works with. `student` is the prepared `StudentStep`."""
+    """What a step works with. `student` is the prepared `StudentStep`. packs: what sequences have in common is computed
+    once (`limbeck.models.enable_packing`)."""
 
     plan: Plan
     accelerator: Accelerator
@@ -66,6 +67,7 @@ class Parts:
     scheduler: torch.optim.lr_scheduler.LRScheduler
     pad_id: int
     judge: Judge | None = None
+    packs: bool = False
 
 
 @dataclass
@@ -140,15 +142,29 @@ def sample(parts: Parts, index: int) -> Generation:
     teacher = parts.teacher
     done = None if teacher is None or teacher.ask.names else teacher.expect  # the student names ids when all are there
     samples = parts.samplers[source](own, seed=seed % 2**62, done=done)
-    steps = [micro_batches(part, plan.micro_batch) for part in parallel.split_evenly(samples, n_steps)]
+    steps = [
+        micro_batches(part, plan.micro_batch, together=parts.packs) for part in parallel.split_evenly(samples, n_steps)
+    ]
     places = {id(s): first + i for i, s in enumerate(samples)}
     seconds = {"sample": time.perf_counter() - began}
     return Generation(index, source, steps * plan.num_iterations, places, seconds=seconds)
 
 
-def micro_batches(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
-    """Groups of `size`, like lengths together so that little is padded; the longest first, so that memory shows."""
-    order = sorted(samples, key=lambda s: -(len(s.tokens.prompt_ids) + len(s.tokens.response_ids)))
+def micro_batches(samples: Sequence[Sample], size: int, *, together: bool = False) -> list[list[Sample]]:
+    """Groups of `size`, like lengths together so that little is padded; the longest first, so that memory shows.
+
+    together: the samples of a prompt stand side by side, for models that compute it once (`enable_packing`).
+    """
+
+    def length(sample: Sample) -> int:
+        return len(sample.tokens.prompt_ids) + len(sample.tokens.response_ids)
+
+    order = sorted(samples, key=length, reverse=True)
+    if together:
+        groups: dict[tuple[int, ...], list[Sample]] = {}
+        for sample in order:
+            groups.setdefault(sample.tokens.prompt_ids, []).append(sample)
+        order = [sample for group in groups.values() for sample in group]
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
@@ -215,14 +231,17 @@ def learn(parts: Parts, batches: list[list[Scored]], source: Source, *, stats: b
             culprits += [] if math.isfinite(value) else [s.sample for s in batch]
             if i == n_forwards - 1:  # reduced before the last backward, which is where ranks exchange gradients
                 _stop_if(parallel.total(accelerator, len(culprits)) > 0, "loss", culprits)
-            # engines average gradients over ranks, the denominator is global: hence the number of processes
-            accelerator.backward(part * (accelerator.num_processes / max(amount, 1)))
+            accelerator.backward(part)
         loss_sum += value
         for name, per_token in _by_teacher(token_stats, batch).items():
             before, count = sums.get(name, (0.0, 0))
             known = per_token[~per_token.isnan()]  # a token that is filtered out has none
             sums[name] = before + float(known.double().sum()), count + known.numel()
     parameters = [p for p in parts.student.parameters() if p.requires_grad]
+    # The denominator comes in here and not at each backward, where scaling the head's gradient would be a copy of it.
+    # Engines average over ranks and the denominator is global: hence the number of processes.
+    for gradient in (p.grad for p in parameters if p.grad is not None):
+        gradient.mul_(accelerator.num_processes / max(amount, 1))
     norm = float(accelerator.clip_grad_norm_(parameters, plan.max_grad_norm or math.inf))  # type: ignore[arg-type]
     _stop_if(not math.isfinite(norm), "gradient", [s.sample for s in flat])
     learning_rate = parts.optimizer.param_groups[0]["lr"]

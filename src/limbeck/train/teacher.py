@@ -15,7 +15,7 @@ from limbeck.config.choices import Source
 from limbeck.config.defaults import Choice
 from limbeck.config.routes import ModelRoute, ServerRoute
 from limbeck.config.schema import Config
-from limbeck.models import check_head, load_model, tokenizer_fingerprint
+from limbeck.models import check_head, enable_packing, load_model, tokenizer_fingerprint
 from limbeck.signal import Ask
 from limbeck.teachers import LocalTeacher, RoutedTeacher, Shadow, Teacher
 from limbeck.teachers.server import ServerTeacher, check_server, discover
@@ -134,6 +134,7 @@ def _load(site: _Site, route: ModelRoute) -> LocalTeacher:
         quant_bits=t.teacher_quant_bits,
     )
     check_head(model)
+    enable_packing(model)
     if not t.offload_teacher_model and t.teacher_quant_bits is None:
         cast(nn.Module, model).to(device)
     answers = None if device == home else home
