@@ -2,6 +2,7 @@
 
 from limbeck.models.head import check_head, model_head
 from limbeck.models.load import ModelFacts, add_lora, describe, load_generation_config, load_model, skeleton
+from limbeck.models.pack import computed_positions
 from limbeck.models.score import backbone, dropout_off, enable_packing, evaluating, hidden_states, unwrap
 from limbeck.models.shrink import even_layers, keep_layers
 from limbeck.models.tokenizer import end_token_ids, load_tokenizer, tokenizer_difference, valid_ids
@@ -11,6 +12,7 @@ __all__ = [
     "add_lora",
     "backbone",
     "check_head",
+    "computed_positions",
     "describe",
     "dropout_off",
     "enable_packing",

@@ -19,9 +19,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from limbeck.data.collate import collate
+from limbeck.data.collate import Batch, collate
 from limbeck.data.order import rows_of_generation
 from limbeck.errors import TrainError
+from limbeck.models import computed_positions
 from limbeck.rollouts import Row, Sampler, draw_source
 from limbeck.signal import Sample, Scored, Source, concatenate
 from limbeck.teachers import Teacher
@@ -190,9 +191,12 @@ def learn(parts: Parts, batches: list[list[Scored]], source: Source, *, stats: b
                 _stop_if(parallel.total(accelerator, len(culprits)) > 0, "loss", culprits)
             accelerator.backward(part)
         loss_sum += value
-        for name, per_token in token_stats.items():
+        found = {name: (float(x.double().sum()), x.numel()) for name, x in token_stats.items()}
+        if stats and batch:
+            found |= shares(micro.batch, parts.packs)
+        for name, (more, of) in found.items():
             before, count = sums.get(name, (0.0, 0))
-            sums[name] = before + float(per_token.double().sum()), count + per_token.numel()
+            sums[name] = before + more, count + of
     parameters = [p for p in parts.student.parameters() if p.requires_grad]
     # The denominator comes in here and not at each backward, where scaling the head's gradient would be a copy of it.
     # Engines average over ranks and the denominator is global: hence the number of processes.
@@ -227,6 +231,15 @@ def micro_batch(scored: Sequence[Scored], pad_id: int, device: torch.device) -> 
         device=device,
     )
     return MicroBatch(batch, concatenate(signals) if signals else None, on_dataset)
+
+
+def shares(batch: Batch, packs: bool) -> dict[str, tuple[int, int]]:
+    """Tokens over the positions that the model ran on, and active tokens over tokens, as sums and counts."""
+    positions = computed_positions(batch.input_ids, batch.rows, batch.cols, packs=packs)
+    return {
+        "useful_positions": (batch.n_tokens, positions),
+        "active_share": (batch.targets.numel(), batch.n_tokens),
+    }
 
 
 def _stop_if(broken: bool, what: str, samples: Sequence[Sample]) -> None:
