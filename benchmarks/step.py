@@ -9,9 +9,9 @@ which is their fastest way, and sort by length where they can.
 
 Teacher SmolLM2-135M-Instruct, student every other layer of it, all weights trained in float32, JSD(0.5) over the whole
 vocabulary, 8 prompts x 4 completions a step, the same token ids for everyone. Each peer runs its own trainer in an
-environment of its own, which is made here once. Columns: CPU seconds a step, active (response) tokens a CPU second, peak
-resident memory over what is resident between steps (weights, optimizer, teacher), medians over the steps after a first
-one; and the loss of the first step, which must agree.
+environment of its own, which is made here once. Columns: CPU seconds a step, active (response) tokens a CPU second,
+peak resident memory over what is resident between steps (weights, optimizer, teacher), medians over the steps after a
+first one; and the loss of the first step, which must agree.
 """
 
 from __future__ import annotations

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import nn
 
+from limbeck.data.collate import collate
 from limbeck.data.formats import Example
 from limbeck.data.render import Rendered
-from limbeck.models import valid_ids
+from limbeck.models import add_lora, valid_ids
 from limbeck.rollouts import sample_dataset
-from limbeck.signal import Ask
+from limbeck.signal import Ask, Sample
 from limbeck.teachers import LocalTeacher
 from limbeck.train.objective import DivergenceLoss
-from limbeck.train.step import Parts, Plan, train_step
+from limbeck.train.step import Parts, Plan, micro_batches, shares, train_step
 from limbeck.train.student import StudentStep
 from tests.support import make_model, make_tokenizer
 
@@ -42,10 +44,15 @@ def rows(seed: int = 0) -> list[tuple[Example, Rendered]]:
     return made
 
 
-def one_step(objective: DivergenceLoss, topk: int | None, size: int, dtype: torch.dtype, teacher: bool = True):
+def one_step(
+    objective: DivergenceLoss, topk: int | None, size: int, dtype: torch.dtype, teacher: bool = True, lora: bool = False
+):
     """-> (loss, gradient norm, the weights after one update)."""
     tokenizer = make_tokenizer()
-    student = StudentStep(make_model(tokenizer, seed=1).to(dtype), objective, valid_ids(tokenizer))
+    model: nn.Module = make_model(tokenizer, seed=1, tied=not lora).to(dtype)
+    if lora:
+        model = add_lora(model, rank=4, alpha=8, dropout=0.0, target_modules=["all-linear"], seed=0)
+    student = StudentStep(model, objective, valid_ids(tokenizer))
     weights = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(weights, lr=1.0)
     accelerator = Accelerator(cpu=True)
@@ -94,9 +101,37 @@ def test_cross_entropy_alone_does_not_depend_on_the_cut() -> None:
         assert one_step(objective, None, size, torch.float64, teacher=False)[:2] == pytest.approx(whole[:2], rel=1e-9)
 
 
-def test_the_linear_and_the_reference_path_agree() -> None:
-    for topk in (None, 7):
-        linear = one_step(DivergenceLoss(beta=0.3, sft_alpha=0.2), topk, 4, torch.float64)
-        reference = one_step(DivergenceLoss(beta=0.3, sft_alpha=0.2, impl="reference"), topk, 4, torch.float64)
-        assert linear[:2] == pytest.approx(reference[:2], rel=1e-9)
-        torch.testing.assert_close(linear[2], reference[2], rtol=0, atol=1e-9)
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("sft_alpha", [0.0, 0.2])
+@pytest.mark.parametrize(("topk", "mode"), [(None, "tail"), (7, "tail"), (7, "renorm")])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_the_linear_and_the_reference_path_agree(
+    beta: float, topk: int | None, mode: str, sft_alpha: float, lora: bool
+) -> None:
+    losses = [
+        DivergenceLoss(beta=beta, topk_mode=mode, sft_alpha=sft_alpha, impl=impl) for impl in ("linear", "reference")
+    ]
+    linear, reference = (one_step(loss, topk, 4, torch.float64, lora=lora) for loss in losses)
+    assert reference[1] > 1e-3
+    assert linear[:2] == pytest.approx(reference[:2], rel=1e-7)
+    torch.testing.assert_close(linear[2], reference[2], rtol=0, atol=1e-7)
+
+
+def test_shares_by_hand() -> None:
+    """Prompts of 3 tokens that are alike, responses of 2 and 3; the last token of a sequence predicts nothing."""
+    made = [Rendered((5, 6, 7), (8, 9), (True, True)), Rendered((5, 6, 7), (10, 11, 12), (True, True, True))]
+    batch = collate(made, pad_id=0)
+    assert shares(batch, packs=False) == {"useful_positions": (11, 12), "active_share": (5, 11)}
+    assert shares(batch, packs=True) == {"useful_positions": (11, 3 + 1 + 2), "active_share": (5, 11)}
+
+
+def test_samples_of_a_prompt_stand_together() -> None:
+    prompts = [(1, 2), (3, 4), (1, 2), (3, 4)]
+    lengths = [5, 9, 8, 2]
+    samples = [
+        Sample(Rendered(p, tuple(range(n)), (True,) * n), "dataset", Example("x", "y", {}, str(i)))
+        for i, (p, n) in enumerate(zip(prompts, lengths, strict=True))
+    ]
+    order = [[s.example.origin for s in batch] for batch in micro_batches(samples, 2, together=True)]
+    assert order == [["1", "3"], ["2", "0"]]
+    assert [[s.example.origin for s in batch] for batch in micro_batches(samples, 2)] == [["1", "2"], ["0", "3"]]

@@ -9,7 +9,10 @@ from safetensors.torch import load_file
 
 from tests.support import limbeck, metrics
 
-COUNTED = ("loss", "grad_norm", "tokens", "completion_length/mean", "prompt_length/mean")
+COUNTED = (
+    *("loss", "grad_norm", "tokens", "completion_length/mean", "prompt_length/mean"),
+    *("useful_positions", "active_share"),
+)
 
 
 @pytest.mark.parametrize(

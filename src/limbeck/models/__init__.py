@@ -11,6 +11,7 @@ from limbeck.models.load import (
     load_model,
     skeleton,
 )
+from limbeck.models.pack import computed_positions
 from limbeck.models.score import backbone, dropout_off, enable_packing, evaluating, hidden_states, unwrap
 from limbeck.models.shrink import even_layers, keep_layers
 from limbeck.models.tokenizer import (
@@ -26,6 +27,7 @@ __all__ = [
     "add_lora",
     "backbone",
     "check_head",
+    "computed_positions",
     "describe",
     "dropout_off",
     "enable_packing",

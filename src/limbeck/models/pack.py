@@ -80,6 +80,11 @@ def pack_positions(input_ids: Tensor, rows: Tensor, cols: Tensor) -> Packing:
     return pack(input_ids[:, : int(lengths.max())], lengths)
 
 
+def computed_positions(input_ids: Tensor, rows: Tensor, cols: Tensor, *, packs: bool) -> int:
+    """How many positions `hidden_states` runs the model on for this batch. packs: as `enable_packing` said."""
+    return pack_positions(input_ids, rows, cols).fold.numel() if packs and rows.numel() else input_ids.numel()
+
+
 def packed_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:

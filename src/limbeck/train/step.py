@@ -22,10 +22,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from limbeck.data.collate import collate
+from limbeck.data.collate import Batch, collate
 from limbeck.data.order import rows_of_generation
 from limbeck.errors import TrainError
-from limbeck.models import evaluating
+from limbeck.models import computed_positions, evaluating
 from limbeck.rollouts import Row, Sampler, draw_source
 from limbeck.signal import Policy, Sample, Scored, Source, parts_of
 from limbeck.teachers import Answers, Teacher
@@ -233,10 +233,13 @@ def learn(parts: Parts, batches: list[list[Scored]], source: Source, *, stats: b
                 _stop_if(parallel.total(accelerator, len(culprits)) > 0, "loss", culprits)
             accelerator.backward(part)
         loss_sum += value
-        for name, per_token in _by_teacher(token_stats, batch).items():
+        known = {n: x[~x.isnan()] for n, x in _by_teacher(token_stats, batch).items()}  # a filtered token has none
+        found = {name: (float(x.double().sum()), x.numel()) for name, x in known.items()}
+        if stats and batch:
+            found |= shares(micro.batch, parts.packs)
+        for name, (more, of) in found.items():
             before, count = sums.get(name, (0.0, 0))
-            known = per_token[~per_token.isnan()]  # a token that is filtered out has none
-            sums[name] = before + float(known.double().sum()), count + known.numel()
+            sums[name] = before + more, count + of
     parameters = [p for p in parts.student.parameters() if p.requires_grad]
     # The denominator comes in here and not at each backward, where scaling the head's gradient would be a copy of it.
     # Engines average over ranks and the denominator is global: hence the number of processes.
@@ -299,6 +302,15 @@ def _by_teacher(stats: Stats, scored: Sequence[Scored]) -> Stats:
     each = stats["divergence"].split([s.sample.n_active for s in scored])
     mine = {name: [d for d, s in zip(each, scored, strict=True) if s.teacher == name] for name in names}
     return stats | {f"divergence/{name}": torch.cat(parts) for name, parts in mine.items()}
+
+
+def shares(batch: Batch, packs: bool) -> dict[str, tuple[int, int]]:
+    """Tokens over the positions that the model ran on, and active tokens over tokens, as sums and counts."""
+    positions = computed_positions(batch.input_ids, batch.rows, batch.cols, packs=packs)
+    return {
+        "useful_positions": (batch.n_tokens, positions),
+        "active_share": (batch.targets.numel(), batch.n_tokens),
+    }
 
 
 def _stop_if(broken: bool, what: str, samples: Sequence[Sample]) -> None:
