@@ -44,6 +44,8 @@ class Oracle(Teacher):
         """`k` ids, likeliest first, then the ids named; the second time that one stands there it is absent."""
         generator = torch.Generator().manual_seed(hash((sample.tokens, self.ask.temperature)) % 2**60)
         n, k = sample.n_active, self.ask.k
+        if self.ask.kind == "sampled":
+            named = torch.tensor(sample.tokens.response_ids).unsqueeze(-1)
         ids = (torch.randint(VALID, (n, 1), generator=generator) + 997 * torch.arange(k)) % VALID
         scores = torch.randn(n, k, generator=generator).sort(-1, descending=True).values * 4
         if named is not None:

@@ -48,7 +48,9 @@ def segments(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("tails", [True, False])
 @pytest.mark.parametrize(
-    "ask", [Ask("topk", 8), Ask("named", 0, 0.7, 5), Ask("union", 4, 1.0, 4)], ids=lambda a: a.kind
+    "ask",
+    [Ask("topk", 8), Ask("named", 0, 0.7, 5), Ask("union", 4, 1.0, 4), Ask("sampled")],
+    ids=lambda a: a.kind,
 )
 def test_the_first_answer_and_every_later_one_are_the_same_bits(tmp_path, ask, tails):
     oracle = Oracle(ask, tails=tails)
@@ -135,14 +137,14 @@ def test_expect_passes_on_what_is_missing_and_score_collects_it(tmp_path):
     assert oracle.asked == [ROWS[2:4]]
 
 
-def test_expect_knows_the_ids_only_where_they_are_the_tokens_themselves(tmp_path):
-    many, one = Oracle(Ask("named", 0, 1.0, 4)), Oracle(Ask("named", 0, 1.0, 1))
-    stored(tmp_path / "a", many).expect(ROWS)
-    assert many.expected == []
-    teacher = stored(tmp_path / "b", one)
-    teacher.score([ROWS[:2]], [[torch.tensor(s.tokens.response_ids).unsqueeze(-1) for s in ROWS[:2]]])
+def test_expect_waits_for_ids_that_a_student_will_name_and_for_no_others(tmp_path):
+    named, sampled = Oracle(Ask("named", 0, 1.0, 4)), Oracle(Ask("sampled"))
+    stored(tmp_path / "a", named).expect(ROWS)
+    assert named.expected == []
+    teacher = stored(tmp_path / "b", sampled)
+    teacher.score([ROWS[:2]])
     teacher.expect(ROWS[:3])
-    assert one.expected == [ROWS[2]]
+    assert sampled.expected == [ROWS[2]]
 
 
 def test_the_rest_is_the_inner_teachers_business(tmp_path):
