@@ -217,7 +217,7 @@ def build_reward(prepared: Prepared, say: Callable[[str], None]) -> Reward | Non
             rewards,
             tokenizer.batch_decode(ids, skip_special_tokens=True) if ids else [],
             [s.example.columns for s in samples],
-            prompts=[list(s.example.messages) for s in samples],
+            prompts=[s.example.prompt for s in samples],
             completion_ids=ids,
             timeout=prepared.config.reward.reward_timeout,
             warn=lambda text: say(f"WARNING: {text}"),
