@@ -68,11 +68,9 @@ def test_the_same_numbers(here: tuple[Any, Any], url: str, samples: list[Sample]
 def test_the_same_numbers_in_the_words_of_vllm(here: tuple[Any, Any], url: str, samples: list[Sample]) -> None:
     """The server's own /v1/completions is read as a stock server's would be."""
     info = replace(discover(url), kind="vllm")
-    for ask, named in ((Ask("topk", 20), None), (Ask("named", 0, 1.0, 1), [named_for(samples, 1)])):
+    for ask in (Ask("topk", 20), Ask("sampled")):
         check_server(info, ask, here[1])
-        (got,), (want,) = (
-            t.score([samples], named) for t in (ServerTeacher(info, ask, valid_ids(here[1])), local(here, ask))
-        )
+        (got,), (want,) = (t.score([samples]) for t in (ServerTeacher(info, ask, valid_ids(here[1])), local(here, ask)))
         assert_same(got, want)
 
 

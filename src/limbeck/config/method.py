@@ -61,7 +61,7 @@ class Case:
     @property
     def filters_samples(self) -> bool:
         r = self.config.rollout
-        return r.top_p < 1 or r.top_k > 0 or r.min_p > 0 or r.repetition_penalty != 1
+        return r.top_p < 1 or r.top_k > 0 or r.min_p > 0 or r.repetition_penalty != 1 or r.temperature == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,8 +364,8 @@ WARNINGS: tuple[tuple[Callable[[Case], bool], str], ...] = (
     ),
     (
         lambda c: c.row.path == "advantage" and c.filters_samples,
-        "--top_p, --top_k, --min_p and --repetition_penalty make the samples off-policy: the policy gradient takes "
-        "them for the student's own",
+        "--temperature 0, --top_p, --top_k, --min_p and --repetition_penalty make the samples off-policy: the policy "
+        "gradient takes them for the student's own",
     ),
     (
         lambda c: c.row.path == "advantage" and c.config.method.sft_alpha > 0,

@@ -43,7 +43,7 @@ _ZERO = (
     "--gradient_checkpointing true save memory"
 )
 _IMAGES = "leave it out: text models only"
-_PPO = "leave it out: --rlhf_type gkd has no rewards and no clipped ratio"
+_PPO = "leave it out: --rlhf_type grpo does not have it in this version"
 _PREF = "Limbeck distils and does not train on preferences; leave it out"
 _ENGINE = (
     "use_vllm sleep_level move_model_batches gpu_memory_utilization tensor_parallel_size async_generate "
@@ -116,8 +116,8 @@ FLAGS: dict[str, Entry] = {
     "cached_dataset": Refused("pass the rows themselves as --dataset"),
     "multi_turn_scheduler": Refused("leave it out: the student writes one turn of a conversation"),
     "max_turns": Refused("leave it out: the student writes one turn of a conversation", ("1",)),
-    "teacher_model_group": Refused("name one teacher with --teacher_model"),
-    "use_mopd": Refused("name one teacher with --teacher_model", _NO),
+    "teacher_model_group": Refused("name several teachers with their tags on --teacher_model"),
+    "use_mopd": Refused("name several teachers with their tags on --teacher_model", _NO),
     "teacher_model_type": NotNeeded("the architecture is read from the model's own configuration"),
     "enable_thinking": Refused("leave it out, and set the thinking switch in the model's chat template"),
     "response_prefix": Refused("leave it out, and begin the dataset's responses with it"),
@@ -225,6 +225,12 @@ DIFFERENCES: tuple[Difference, ...] = (
         "padding of the head is no token",
     ),
     Difference("top_k, top_p", "off", "50, 0.9 for grpo", "filters make the samples off-policy"),
+    Difference(
+        "epsilon_high",
+        "cispo's bound is 1 + epsilon_high",
+        "epsilon_high itself",
+        "as in its paper; their 5.0 is 4.0 here",
+    ),
     Difference("loss_scale", "last_round for sft too", "default (all turns) for sft", "one default for every method"),
     Difference("warmup_ratio", "0.05", "0", "AdamW's first steps are the noisiest; their examples pass 0.05"),
     Difference("report_to", "none; metrics.jsonl is always written", "tensorboard", "nothing to install"),

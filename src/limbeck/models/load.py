@@ -172,17 +172,20 @@ def describe(model: nn.Module) -> ModelFacts:
     )
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module, *, adapters: bool = True) -> str:
     """A hash of a model's names, shapes, types, a sample of 64 numbers from every tensor, and the scales of adapters:
-    a model that answers otherwise has another one."""
+    a model that answers otherwise has another one. adapters: False for a model whose adapters are switched off."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
+        if not adapters and ".lora_" in name:
+            continue
         flat = tensor.detach().reshape(-1)
         step = max(flat.numel() // 64, 1)
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(str(flat[::step][:64].tolist()).encode())
     scales = {name: getattr(module, "scaling", None) for name, module in model.named_modules()}
-    digest.update(str(sorted((name, str(scale)) for name, scale in scales.items() if scale)).encode())
+    if adapters:
+        digest.update(str(sorted((name, str(scale)) for name, scale in scales.items() if scale)).encode())
     return digest.hexdigest()
 
 

@@ -214,18 +214,23 @@ def build_reward(prepared: Prepared, say: Callable[[str], None]) -> Reward | Non
         return None
 
     def reward(samples: Sequence[Sample]) -> RewardTable:
-        ids = [list(s.tokens.response_ids) for s in samples]
+        ids = [_without_end(s.tokens.targets, prepared.end_ids) for s in samples]
         return score(
             rewards,
-            tokenizer.batch_decode(ids, skip_special_tokens=True) if ids else [],
+            [tokenizer.decode(own) for own in ids],  # with its special tokens: <think> may be one
             [s.example.columns for s in samples],
-            prompts=[list(s.example.messages) for s in samples],
+            prompts=[s.example.prompt for s in samples],
             completion_ids=ids,
             timeout=prepared.config.reward.reward_timeout,
             warn=lambda text: say(f"WARNING: {text}"),
         )
 
     return reward
+
+
+def _without_end(ids: Sequence[int], end_ids: frozenset[int]) -> list[int]:
+    """A response without its end-of-turn token."""
+    return list(ids[:-1] if ids and ids[-1] in end_ids else ids)
 
 
 def build_sampler(prepared: Prepared, accelerator: Accelerator, model: nn.Module) -> HFSampler:

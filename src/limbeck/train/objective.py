@@ -198,9 +198,8 @@ class AdvantageLoss:
     ) -> tuple[Tensor, Stats]:
         targets, old, sequence = micro.batch.targets, policy.old_logp, None
         if old is not None and self.loss.level == "sequence":
-            with (
-                torch.no_grad()
-            ):  # s_i belongs to the whole sequence: it must be known before the first chunk's gradient
+            # s_i belongs to the whole sequence: it must be known before the first chunk's gradient
+            with torch.no_grad():
                 now = linear_token_logprobs(hidden, head, targets, temperature=self.temperature)
             sequence = sequence_ratios(now, old, micro.batch.counts)
         objective = policy_objective(

@@ -76,7 +76,7 @@ class Judge:
         Every rank must call it; `found` holds its metrics, sums and counts, of this rank."""
         self.found = {}
         base = self._base(accelerator, [s.sample for batch in batches for s in batch], places)
-        own = [self._own(accelerator, student, batch) for batch in batches]
+        own = [self._own(accelerator, student, batch) for batch in batches]  # one forward without gradient, or none
         threshold = self._threshold(accelerator, [entropy for *_, entropy in own])
         told = None if self.reference is None else self.reference.score([[s.sample for s in b] for b in batches])
         judged: list[list[Scored]] = []
@@ -102,7 +102,11 @@ class Judge:
             return {}
         groups = order // self.group
         rewards = whole.total
-        advantages = group_advantages(rewards, groups, estimator=self.estimator, scale=self.scale)
+        alone = self.group > 1 and groups.unique().numel() == groups.numel()  # the teacher refused all of the others
+        if alone:
+            rewards = torch.full_like(rewards, torch.nan)
+        options = {"estimator": self.estimator, "scale": self.scale}
+        advantages = torch.zeros_like(rewards) if alone else group_advantages(rewards, groups, **options)
         if accelerator.is_main_process:
             flat, _ = groups_without_spread(rewards, groups)
             self._note("reward/groups_without_spread", flat.double())
@@ -113,7 +117,13 @@ class Judge:
     def _own(
         self, accelerator: Accelerator, student: StudentStep, batch: list[Scored]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The student's log-probabilities [N] at the sampler's temperature and at the loss's, and its entropies."""
+        """The student's log-probabilities [N] at the sampler's temperature and at the loss's, and its entropies; zeros
+        where nothing asks for them, since the ratio stays 1 and the teacher has no part in the advantage."""
+        taught = self.sampled and any(s.signal is not None for s in batch)
+        if not (taught or self.reuses or self.top_entropy < 1):
+            none = next(student.parameters()).new_zeros(sum(s.sample.n_active for s in batch))
+            none = none.to(torch.promote_types(none.dtype, torch.float32))
+            return none, none, none
         with accelerator.autocast(), evaluating(student):
             return student.logprobs(
                 [s.sample for s in batch], (self.temperature, self.loss_temperature), self.pad_id, accelerator.device

@@ -87,7 +87,8 @@ def findings(prepared: Prepared, found: dict[str, float]) -> list[str]:
         lines.append(f"the student is {own - theirs:.1f} nats less sure than the teacher: expect long, random samples")
     elif theirs - own > 2:
         lines.append(f"the student is {theirs - own:.1f} nats surer than the teacher: expect few, repeated answers")
-    if found.get("teacher_kl", found["loss"]) < 1e-6 and not prepared.config.method.sft_alpha:
+    other_lessons = prepared.config.method.sft_alpha or prepared.config.reward.reward_funcs
+    if found.get("teacher_kl", found["loss"]) < 1e-6 and not other_lessons:
         lines.append("student and teacher say the same: the loss is zero and nothing will be learnt")
     return lines
 

@@ -15,7 +15,7 @@ from limbeck.config.choices import Source
 from limbeck.config.defaults import Choice
 from limbeck.config.routes import ModelRoute, ServerRoute
 from limbeck.config.schema import Config
-from limbeck.models import check_head, enable_packing, load_model, tokenizer_fingerprint
+from limbeck.models import check_head, enable_packing, fingerprint, load_model, tokenizer_fingerprint
 from limbeck.signal import Ask
 from limbeck.teachers import LocalTeacher, RoutedTeacher, Shadow, Teacher
 from limbeck.teachers.server import ServerTeacher, check_server, discover
@@ -172,7 +172,9 @@ def _connect(site: _Site, route: ServerRoute) -> Teacher:
 def _base(site: _Site) -> Teacher:
     student = site.student
     assert isinstance(student, PeftModel)
-    return site.local(student, "base", view=student.disable_adapter)
+    teacher = site.local(student, "base", view=student.disable_adapter)
+    teacher.identity = fingerprint(student, adapters=False)  # the same whatever the adapter has learnt
+    return teacher
 
 
 def _live(site: _Site) -> Teacher:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from tests.support import make_model, make_tokenizer
 from transformers import GenerationConfig
 
 from limbeck.errors import ModelError
@@ -195,3 +196,14 @@ def test_a_fingerprint_tells_models_apart(make, folder) -> None:
         changed.get_input_embeddings().weight.mul_(1.1)
     weak, strong = (add_lora(load_model(str(folder), trainable=False), alpha=alpha) for alpha in (16, 32))  # type: ignore[arg-type]
     assert len({first, *(fingerprint(model) for model in (*others, changed, weak, strong))}) == 6
+
+
+def test_the_base_under_an_adapter_has_one_identity_whatever_the_adapter_learns():
+    model = add_lora(make_model(make_tokenizer(), seed=1), seed=0)
+    base, whole = fingerprint(model, adapters=False), fingerprint(model)
+    assert base == fingerprint(add_lora(make_model(make_tokenizer(), seed=1), seed=7), adapters=False)
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "lora_B" in name).add_(1.0)
+    assert fingerprint(model, adapters=False) == base
+    assert fingerprint(model) != whole
+    assert fingerprint(add_lora(make_model(make_tokenizer(), seed=2), seed=0), adapters=False) != base

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
+from limbeck.config.schema import Reward as SchemaReward
 from limbeck.errors import ConfigError
 from limbeck.rewards import (
     RewardOptions,
@@ -126,3 +129,10 @@ def test_columns_that_no_row_has():
     assert "solution or answer" in refused(check_columns, rewards, {"dataset"})[0]
     check_columns(rewards, {"answer"})
     check_columns(named_rewards(["format", print]), set())
+
+
+def test_the_defaults_of_the_flags_are_those_of_the_rewards() -> None:
+    options, flags = RewardOptions(), SchemaReward()
+    shared = [f.name for f in fields(RewardOptions) if f.name in SchemaReward.model_fields]
+    assert len(shared) >= 10
+    assert {name: getattr(flags, name) for name in shared} == {name: getattr(options, name) for name in shared}

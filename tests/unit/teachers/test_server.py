@@ -482,13 +482,6 @@ def test_expected_samples_with_named_ids(
     assert not made._asked
 
 
-@pytest.mark.parametrize("fake", ["vllm"], indirect=True)
-def test_stock_server_and_named_ids_that_are_not_the_tokens(server: Listening, samples: list[Sample]) -> None:
-    others = [(t + 1) % 320 for t in named_for(samples, 1)]
-    with pytest.raises(ConfigError, match="no other ids"):
-        remote(server.url, Ask("named", 0, 1.0, 1)).score([samples], [others])
-
-
 @BOTH
 def test_ten_askers_at_once(teacher: tuple[Any, Any], server: Listening) -> None:
     sets = [make_samples(teacher[1], 6, seed=seed) for seed in range(10)]
@@ -676,7 +669,7 @@ def test_what_an_own_server_can_do(teacher: tuple[Any, Any], server: Listening, 
         (Ask("named", 0, 1.0, 4), "tail", "ids that the student names"),
         (Ask("union", 4, 1.0, 4), "tail", "ids that the student names"),
         (Ask("topk", 8, 2.0), "tail", r"temperature 1 only(.|\n)*--topk_mode renorm"),
-        (Ask("named", 0, 2.0, 1), "renorm", "temperature 1 only"),
+        (Ask("sampled", temperature=2.0), "renorm", "temperature 1 only"),
     ],
 )
 def test_what_a_stock_server_cannot_do(
@@ -688,7 +681,7 @@ def test_what_a_stock_server_cannot_do(
 
 @pytest.mark.parametrize("fake", ["vllm"], indirect=True)
 @pytest.mark.parametrize(
-    ("ask", "mode"), [(Ask("topk", 64), "tail"), (Ask("topk", 8, 2.0), "renorm"), (Ask("named", 0, 1.0, 1), "tail")]
+    ("ask", "mode"), [(Ask("topk", 64), "tail"), (Ask("topk", 8, 2.0), "renorm"), (Ask("sampled"), "tail")]
 )
 def test_what_a_stock_server_can_do(teacher: tuple[Any, Any], server: Listening, ask: Ask, mode: Any) -> None:
     notes = check_server(discover(server.url), ask, teacher[1], topk_mode=mode)
