@@ -57,7 +57,8 @@ def test_generate_answers_as_transformers_does(smollm2: Path, still: Path) -> No
             ["--lmbda", 0, "--beta", 0, "--tuner_type", "full", "--learning_rate", 5e-4], id="off-policy, full"
         ),
         pytest.param(
-            ["--lmbda", 1, "--beta", 1, "--gkd_logits_topk", 64, "--learning_rate", 2e-3], id="on-policy, lora"
+            ["--lmbda", 1, "--beta", 1, "--gkd_logits_topk", 64, "--learning_rate", 2e-3, "--max_steps", 8],
+            id="on-policy, lora",
         ),
     ],
 )

@@ -144,7 +144,7 @@ def test_the_first_update_by_the_plain_formula(loss_type: Any) -> None:
     total.backward()
     norm = torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]).norm()
     assert losses[0] == pytest.approx(float(total.detach()), rel=1e-9, abs=1e-12)
-    assert norms[0] == pytest.approx(float(norm), rel=1e-9)
+    assert norms[0] == pytest.approx(float(norm), rel=1e-7)  # Llama's norms round to float32 in a float64 model too
 
 
 def test_the_whole_vocabulary_is_the_mean_of_the_sampled_token() -> None:
@@ -161,7 +161,7 @@ def test_the_whole_vocabulary_is_the_mean_of_the_sampled_token() -> None:
         total = total + coef * (q.exp() * (q - p)).sum() / len(tokens.response_ids) / ROWS
     total.backward()
     norm = torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]).norm()
-    assert norms[0] == pytest.approx(float(norm), rel=1e-9)
+    assert norms[0] == pytest.approx(float(norm), rel=1e-7)
 
 
 SHORT = (
