@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -179,10 +180,7 @@ def reasoning_gym(options: RewardOptions) -> Reward:
 
 @cache
 def _gym_scorer(dataset: str) -> Callable[[str, dict[str, Any]], float]:
-    import reasoning_gym
-
-    scorer: Any = reasoning_gym.get_score_answer_fn(dataset)
-    return scorer
+    return import_module("reasoning_gym").get_score_answer_fn(dataset)
 
 
 def _object(value: Any) -> Any:
