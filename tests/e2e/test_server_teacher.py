@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from limbeck.models import load_model, load_tokenizer, valid_ids
 from limbeck.signal import Ask, Sample
 from limbeck.teachers import LocalTeacher
 from limbeck.teachers.server import ServerTeacher, check_server, discover
-from tests.support import limbeck, metrics
+from tests.support import command, env, limbeck, metrics
 from tests.support_servers import assert_same, deployed, free_port, make_samples, named_for, proxy
 
 
@@ -116,24 +117,44 @@ def test_a_key(tiny: Path, here: tuple[Any, Any], samples: list[Sample], monkeyp
         assert None not in ServerTeacher(discover(address), Ask("topk", 8), valid_ids(here[1])).score([samples])[0]
 
 
-def test_gkd_from_a_server_is_gkd_from_the_model(tiny: Path, url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_gkd_from_a_server_is_gkd_from_the_model(tiny: Path, url: str, tmp_path: Path, processes: int) -> None:
+    """Ranks share the asking: each has its own rows scored, and none waits for ever."""
+
     def losses(name: str, *more: Any) -> list[float]:
         limbeck(
             *("rlhf", "--rlhf_type", "gkd", "--model", tiny / "student", "--dataset", tiny / "rows.jsonl"),
             *("--output_dir", tmp_path / name, "--lmbda", 0.5, "--gkd_logits_topk", 16, "--max_steps", 4),
-            *(
-                "--per_device_train_batch_size",
-                3,
-                "--gradient_accumulation_steps",
-                2,
-                "--use_cpu",
-                "--logging_steps",
-                1,
-            ),
-            *("--max_completion_length", 6, "--tuner_type", "full", "--learning_rate", 1e-3, *more),
+            *("--per_device_train_batch_size", 3, "--gradient_accumulation_steps", 2, "--use_cpu"),
+            *("--logging_steps", 1, "--max_completion_length", 6, "--tuner_type", "full", "--learning_rate", 1e-3),
+            *more,
+            processes=processes,
         )
         return [row["loss"] for row in metrics(tmp_path / name)]
 
     here = losses("here", "--teacher_model", tiny / "teacher")
     assert losses("there", "--teacher_model_server", url) == pytest.approx(here, abs=1e-5)
     assert min(here) > 0.01
+
+
+def test_a_server_that_leaves_ends_both_ranks_with_a_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    with deployed(tiny / "teacher") as (address, _), proxy(address, [None], path="/v1/score") as between:
+        run = tmp_path / "run"
+        argv = command(
+            *("rlhf", "--model", tiny / "student", "--dataset", tiny / "rows.jsonl", "--output_dir", run, "--use_cpu"),
+            *("--teacher_model_server", between.url, "--teacher_patience", 3, "--gkd_logits_topk", 8),
+            *("--lmbda", 0, "--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 2),
+            *("--logging_steps", 1, "--num_train_epochs", 400),
+            processes=2,
+        )
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env())
+        deadline = time.monotonic() + 120
+        while not (run / "metrics.jsonl").exists() or not metrics(run):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        between.kill()
+        said, _ = process.communicate(timeout=120)
+    print(said)
+    assert process.returncode != 0 and "error: the teacher server did not answer for 3 s\n  where: " in said
+    step = metrics(run)[-1]["step"]
+    assert (run / f"checkpoint-{step}").is_dir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -91,6 +92,8 @@ def _quantised(bits: Literal[4, 8] | None) -> dict[str, Any]:
             where=f"--teacher_quant_bits {bits}",
             fix="pip install bitsandbytes, or leave it out",
         )
+    # It says at every single product that 8 bits are multiplied in float16; docs/teachers.md says it once.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     return {
         "quantization_config": BitsAndBytesConfig(
             load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_quant_type="nf4"

@@ -26,7 +26,7 @@ from limbeck.teachers.base import Answers, Named, Teacher
 from limbeck.teachers.segments import KINDS, SIZE, Segment, decode, encode, record
 from limbeck.teachers.wire import WireError
 
-FORMAT = 1
+FORMAT = 2
 ABOUT = "store.json"
 
 

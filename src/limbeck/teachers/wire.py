@@ -43,8 +43,7 @@ from limbeck.signal import Ask, Kind, TopK
 MEDIA_TYPE = "application/vnd.limbeck.score"
 MAGIC = b"limbeck1"
 DIGEST = 16  # bytes
-STEPS = 65534  # codes of a present log-probability: 0 .. STEPS
-ABSENT = 65535
+STEPS = 65534  # codes of a present log-probability: 0 .. STEPS, an absent one is the next
 KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind) if kind != "sampled"}  # there it is `named`
 Arrays = dict[str, Tensor]
 
@@ -171,11 +170,23 @@ def pack(signals: Sequence[TopK], bits: int) -> Arrays:
         arrays["log_tail"] = torch.cat([t.float() for t in tails]) if tails else torch.empty(0)
     if bits == 32:
         return arrays | {"logprobs": logprobs}
-    roots = logprobs.clamp(max=0).neg().sqrt()
+    codes, spans = to_codes(logprobs, STEPS)
+    return arrays | {"codes": codes.to(torch.uint16), "spans": spans}
+
+
+def to_codes(logprobs: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [N, K] -> codes int32 [N, K], 0..steps and steps + 1 for an absent one, and spans [N]."""
+    roots = logprobs.double().clamp(max=0).neg().sqrt()
     present = roots.isfinite()
-    spans = roots.where(present, 0.0).amax(-1)
-    codes = (roots / spans.clamp(min=1e-30).unsqueeze(-1) * STEPS).round().where(present, float(ABSENT))
-    return arrays | {"codes": codes.to(torch.int32).to(torch.uint16), "spans": spans}
+    spans = roots.where(present, 0.0).amax(-1).float()
+    codes = roots / spans.double().clamp(min=1e-30).unsqueeze(-1) * steps
+    return codes.clamp(max=steps).round().where(present, float(steps + 1)).to(torch.int32), spans
+
+
+def from_codes(codes: Tensor, spans: Tensor, steps: int) -> Tensor:
+    """The inverse of `to_codes` but for the rounding, float64 [N, K]; an absent one is -inf."""
+    roots = codes.double() * (spans.double() / steps).unsqueeze(-1)
+    return (-roots.square()).masked_fill(codes == steps + 1, -torch.inf)
 
 
 def unpack(arrays: Arrays, counts: Sequence[int], *, valid: int) -> list[TopK]:
@@ -228,9 +239,7 @@ def _from_codes(arrays: Arrays, shape: tuple[int, ...], log_tail: Tensor | None)
     if tuple(codes.shape) != shape or codes.dtype != torch.uint16:
         raise WireError(f"the answer has no codes {list(shape)}")
     spans = _floats(arrays, "spans", shape[:1])
-    codes = codes.to(torch.int32)
-    roots = codes.double() * (spans.double() / STEPS).unsqueeze(-1)
-    logprobs = (-roots.square()).masked_fill(codes == ABSENT, -torch.inf)
+    logprobs = from_codes(codes.to(torch.int32), spans, STEPS)
     if log_tail is not None:
         on_support = -torch.expm1(log_tail.double())
         shift = on_support.clamp(min=1e-30).log() - logprobs.logsumexp(-1)

@@ -207,3 +207,20 @@ def test_the_base_under_an_adapter_has_one_identity_whatever_the_adapter_learns(
     assert fingerprint(model, adapters=False) == base
     assert fingerprint(model) != whole
     assert fingerprint(add_lora(make_model(make_tokenizer(), seed=2), seed=0), adapters=False) != base
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("bits", "most"), [(8, 0.1), (4, 0.6)])
+def test_a_quantised_teacher_is_near_the_whole_one(smollm2, bits, most):
+    """SmolLM2 in 8 bits and in NormalFloat of 4, by the forward KL from its float32 self; its head is left as it is."""
+    pytest.importorskip("bitsandbytes")
+    ids = torch.tensor(
+        [load_tokenizer(str(smollm2)).encode("Water boils at 100 degrees, and the sun rises in the east.")]
+    )
+    whole = load_model(str(smollm2), dtype="float32", trainable=False)
+    few = load_model(str(smollm2), dtype="float32", trainable=False, quant_bits=bits)
+    assert few.get_memory_footprint() < 0.45 * whole.get_memory_footprint()
+    assert few.get_output_embeddings().weight.equal(whole.get_output_embeddings().weight)
+    with torch.no_grad():
+        p, q = (m(ids).logits.double().log_softmax(-1) for m in (whole, few))
+    assert 1e-4 < float((p.exp() * (p - q)).sum(-1).mean()) < most

@@ -69,7 +69,7 @@ def test_the_first_answer_and_every_later_one_are_the_same_bits(tmp_path, ask, t
             assert same(told, again[b][i]) and same(told, reopened[b][i])
             assert torch.equal(told.ids, direct.ids) and (told.log_tail is None) == (not tails)
             assert not tails or torch.equal(told.log_tail, direct.log_tail)
-            torch.testing.assert_close(told.logprobs, direct.logprobs, rtol=1e-4, atol=2e-4)
+            torch.testing.assert_close(told.logprobs, direct.logprobs, rtol=1e-5, atol=1.5e-5)
             assert torch.equal(told.logprobs.isneginf(), direct.logprobs.isneginf())
 
 
@@ -263,8 +263,8 @@ def test_a_folder_that_is_no_store_is_left_alone(tmp_path):
 def test_a_store_of_another_format_is_refused(tmp_path):
     stored(tmp_path / "s")
     about = tmp_path / "s" / "store.json"
-    about.write_text(json.dumps(json.loads(about.read_text()) | {"format": 2}))
-    with pytest.raises(ConfigError, match="format 2"):
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"format": 1}))
+    with pytest.raises(ConfigError, match="format 1"):
         stored(tmp_path / "s")
 
 
@@ -453,8 +453,7 @@ def test_divergences_from_the_store_are_the_direct_ones(real, student, beta, mod
         for s in (concatenate(signals), concatenate(read))
     )
     assert direct.mean() > 0.03
-    bound = 1e-4 * direct.clamp(min=1.0)  # ten layers are up to 20 nats off: there 1e-4 of the value
-    assert ((late - direct).abs() <= bound).all()
+    assert (late - direct).abs().max() <= 1e-4  # ten layers are up to 25 nats off
 
 
 @pytest.mark.parametrize("vocabulary", [49_152, 151_936])
