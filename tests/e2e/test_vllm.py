@@ -25,7 +25,7 @@ from limbeck.teachers import LocalTeacher
 from limbeck.teachers.server import ServerInfo, ServerTeacher, check_server, discover
 from tests.e2e.test_smollm2 import QUESTIONS
 from tests.support import command, env, limbeck, metrics
-from tests.support_servers import chat_samples, free_port, named_for
+from tests.support_servers import chat_samples, free_port
 
 PYTHON = os.environ.get("LIMBECK_VLLM_PYTHON") or (sys.executable if importlib.util.find_spec("vllm") else "")
 pytestmark = [
@@ -102,7 +102,7 @@ def test_the_likeliest_ids(info: ServerInfo, here: tuple[Any, Any], samples: lis
 
 
 def test_the_tokens_themselves(info: ServerInfo, here: tuple[Any, Any], samples: list[Sample]) -> None:
-    got, want = both(info, here, samples, Ask("named", 0, 1.0, 1), [named_for(samples, 1)])
+    got, want = both(info, here, samples, Ask("sampled"))
     _, mean, worst = compare(got, want)
     print(f"tokens themselves: |difference| mean {mean:.4f}, largest {worst:.3f}")
     assert all(a.ids.equal(b.ids) for a, b in zip(got, want, strict=True)) and mean <= 1e-3
@@ -120,12 +120,13 @@ def test_what_it_refuses(info: ServerInfo, here: tuple[Any, Any], samples: list[
 @pytest.mark.parametrize(
     ("recipe", "steps"),
     [
-        pytest.param(("--lmbda", 0, "--gkd_logits_topk", K), 2, id="dataset"),
+        pytest.param(("--rlhf_type", "gkd", "--lmbda", 0, "--gkd_logits_topk", K), 2, id="dataset"),
         # after a step the samples are others, where the two teachers' rounding tips a draw
-        pytest.param(("--gkd_logits_topk", 64, "--lmbda", "1.0", "--beta", "1.0"), 1, id="student"),
+        pytest.param(("--rlhf_type", "gkd", "--gkd_logits_topk", 64, "--lmbda", 1, "--beta", 1), 1, id="student"),
+        pytest.param(("--rlhf_type", "grpo"), 1, id="OPD-RL"),
     ],
 )
-def test_gkd(info: ServerInfo, smollm2: Path, tmp_path: Path, recipe: tuple[Any, ...], steps: int) -> None:
+def test_a_run(info: ServerInfo, smollm2: Path, tmp_path: Path, recipe: tuple[Any, ...], steps: int) -> None:
     """The same losses as with the teacher here."""
     limbeck("shrink", "--model", smollm2, "--num_layers", 4, "--output_dir", tmp_path / "student")
     rows = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": q}]} for q in QUESTIONS]
@@ -133,7 +134,7 @@ def test_gkd(info: ServerInfo, smollm2: Path, tmp_path: Path, recipe: tuple[Any,
 
     def losses(name: str, *more: Any) -> list[float]:
         limbeck(
-            *("rlhf", "--rlhf_type", "gkd", "--model", tmp_path / "student", "--dataset", tmp_path / "rows.jsonl"),
+            *("rlhf", "--model", tmp_path / "student", "--dataset", tmp_path / "rows.jsonl"),
             *("--output_dir", tmp_path / name, *recipe, "--max_steps", 2, "--use_cpu", "--max_completion_length", 16),
             *("--per_device_train_batch_size", 3, "--gradient_accumulation_steps", 1, "--logging_steps", 1, *more),
         )
