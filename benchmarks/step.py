@@ -4,8 +4,9 @@
     python benchmarks/step.py --only ours trl    some of them
     python benchmarks/step.py --peers_micro_batch 1
 
-"ours" recomputes activations (gradient checkpointing, the default); "fast" is the same without. The peers keep theirs,
-which is their fastest way, and sort by length where they can.
+"matmuls" is the products alone that no trainer of this type can do without. "ours" recomputes activations (gradient
+checkpointing, the default); "fast" is the same without. The peers keep theirs, which is their fastest way, and sort by
+length where they can.
 
 Teacher SmolLM2-135M-Instruct, student every other layer of it, all weights trained in float32, JSD(0.5) over the whole
 vocabulary, 8 prompts x 4 completions a step, the same token ids for everyone. Each peer runs its own trainer in an
@@ -38,11 +39,12 @@ PROMPT_TOKENS, RESPONSE_TOKENS = (32, 128), (16, 160)  # shortest, longest
 TRAINERS: dict[str, list[str] | None] = {
     "ours": None,
     "fast": None,
+    "matmuls": None,
     "trl": [TORCH, "trl==1.16.0", "transformers==5.23.0"],
     "swift": [TORCH, "ms-swift==4.6.0", "msgspec"],
 }
-OURS = ("ours", "fast")
-SCRIPTS = {"ours": "ours.py", "fast": "ours.py", "trl": "trl_gkd.py", "swift": "swift_gkd.py"}
+OURS = ("ours", "fast")  # what is compared; matmuls: the bare products, a bound from below
+SCRIPTS = {"ours": "ours.py", "fast": "ours.py", "matmuls": "matmuls.py", "trl": "trl_gkd.py", "swift": "swift_gkd.py"}
 Result = dict[str, Any]
 
 
@@ -56,7 +58,8 @@ def main() -> None:
         if python is None:
             results.append({"trainer": name, "problem": problem})
             continue
-        for size in o.micro_batch if name in OURS else o.peers_micro_batch:
+        sizes = {"matmuls": [COMPLETIONS]} | dict.fromkeys(OURS, o.micro_batch)
+        for size in sizes.get(name, o.peers_micro_batch):
             results.append(run(name, python, files, size, o))
             print(line(results[-1]), flush=True)
     (CACHE / "result.json").write_text(json.dumps(results, indent=1))
@@ -204,7 +207,7 @@ def report(results: list[Result]) -> None:
         if "seconds" in result:
             name = result["trainer"]
             best[name] = min(best.get(name, result), result, key=lambda r: r["seconds"])
-    for name in [n for n in best if n not in OURS]:
+    for name in [n for n in best if n not in (*OURS, "matmuls")]:
         theirs = best[name]
         leanest = min(r["peak_mb"] for r in results if r["trainer"] == name and "peak_mb" in r)
         for ours in [best[n] for n in OURS if n in best]:
