@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from limbeck.losses import (
+    TokenTerm,
     linear_divergence,
     linear_policy_loss,
     linear_token_logprobs,
@@ -202,6 +203,28 @@ def ours_policy(o: Load, x: Inputs) -> Tensor:
     return loss
 
 
+def ours_both(o: Load, x: Inputs) -> Tensor:
+    """Reverse KL and the policy's loss in one pass over the head (`--opd_signal topk | full` with rewards)."""
+    term = TokenTerm(x.ids, objective=lambda logp, i: ppo(logp, x.advantage[i], x.old[i]))
+    loss = _teacher_term(o, x, along=term)
+    loss.backward()
+    return loss
+
+
+def two_passes(o: Load, x: Inputs) -> Tensor:
+    loss = _teacher_term(o, x)
+    loss = loss + linear_policy_loss(x.hs, x.ws, x.ids, lambda logp, i: ppo(logp, x.advantage[i], x.old[i]))
+    loss.backward()
+    return loss
+
+
+def _teacher_term(o: Load, x: Inputs, **more: Any) -> Tensor:
+    if not o.k:
+        return linear_divergence(x.hs, x.ws, x.ht, x.wt, beta=o.beta, **more)
+    logprobs, ids, tail = x.signal
+    return linear_topk_divergence(x.hs, x.ws, logprobs, ids, beta=o.beta, teacher_log_tail=tail, **more)
+
+
 @torch.no_grad()
 def policy_matmuls(o: Load, x: Inputs) -> None:
     d_hidden, d_weight = torch.zeros_like(x.hs), None if o.frozen else torch.zeros_like(x.ws)
@@ -255,6 +278,8 @@ RUNS = {
     "ours, log-probabilities": ours_logprobs,
     "full logits, policy": full_policy,
     "matmuls, policy": policy_matmuls,
+    "ours, both": ours_both,
+    "two passes, both": two_passes,
     "ours, scoring": ours_scoring,
     "full logits, scoring": full_scoring,
 }

@@ -88,6 +88,10 @@ SUITE: dict[str, dict[str, Case]] = {
         ),
         "scoring": Case(FROZEN, {"ours, scoring": 2, "full logits, scoring": 2}),
     },
+    "both": {
+        label: Case(replace(SMALL, beta=1.0, k=k), {"ours, both": 3, "two passes, both": 3})
+        for label, k in (("full", 0), ("k 64", 64))
+    },
     "topk_tail": {"k 64": Case(TOPK, {"ours, tail": 3, "full logits, tail": 3})},
     "topk_renorm": {
         "trainable": Case(TOPK, {"ours, renorm": 3, "full logits, renorm": 2}),
@@ -124,6 +128,7 @@ def bars() -> list[Bar]:
         bar("jsd_masked", "seconds", "25%", 0.22),
         bar("jsd_masked", "seconds", "25%", 0.20, other="liger"),
         bar("jsd_masked", "peak", "25%", 1 / 12),
+        *(bar("both", "seconds", case, 0.70, ours="ours, both", other="two passes, both") for case in ("full", "k 64")),
         bar("topk_tail", "seconds", "k 64", 0.92, ours=tail[0], other=tail[1]),
         bar("topk_tail", "peak", "k 64", 0.45, ours=tail[0], other=tail[1]),
         *(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .advantage import group_advantages, groups_without_spread, k3_estimate, opd_advantage, teacher_logratio
+from .along import TokenTerm
 from .divergence import divergence
 from .head import Head
 from .linear import linear_divergence, linear_topk_divergence
@@ -24,6 +25,7 @@ from .tokens import linear_named, linear_policy_loss, linear_token_logprobs, lin
 __all__ = [
     "Head",
     "PolicyLoss",
+    "TokenTerm",
     "clip_shares",
     "denominator",
     "divergence",

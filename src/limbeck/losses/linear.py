@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .along import TokenTerm, term_of
 from .chunks import HeadPass, head_logits
 from .divergence import Measure, block_rows, compare_, exp, log_softmax, pair_stats
 from .gathered import gathered_renorm
 from .head import Head, as_head, compute_dtype
-from .reduce import active_rows, check_weights, outside
+from .reduce import active_rows, check_weights
 from .support import Support, support_block_
 
 Stats = dict[str, Tensor]
@@ -45,29 +46,6 @@ class Tally:
         return self.found.get(name, torch.zeros(self.rows, dtype=self.dtype, device=self.device))
 
 
-@dataclass(frozen=True)
-class CrossEntropy:
-    """Weights and targets of the cross-entropy at temperature 1, [N] each; a target of weight 0 is never read."""
-
-    weights: Tensor
-    ids: Tensor
-
-    @staticmethod
-    def make(ids: Tensor | None, weights: Tensor | None, *, rows: int, vocab: int, dtype: torch.dtype):
-        if ids is None:
-            if weights is not None:
-                raise ValueError("ce_weights without ce_ids")
-            return None
-        if ids.shape != (rows,):
-            raise ValueError(f"ce_ids must be [{rows}], got shape {tuple(ids.shape)}")
-        weights = check_weights(weights, rows, "ce_weights")
-        weights = torch.ones(rows, dtype=dtype, device=ids.device) if weights is None else weights.to(dtype)
-        ids = torch.where(weights != 0, ids, 0)
-        if outside(ids, vocab):
-            raise ValueError(f"ce_ids of non-zero weight must lie below {vocab}")
-        return CrossEntropy(weights, ids)
-
-
 def linear_divergence(  # noqa: PLR0913 - the public signature
     student_hidden: Tensor,
     student_head: Head | Tensor,
@@ -81,6 +59,7 @@ def linear_divergence(  # noqa: PLR0913 - the public signature
     normalize: bool = False,
     ce_ids: Tensor | None = None,
     ce_weights: Tensor | None = None,
+    along: TokenTerm | None = None,
     teacher_index: Tensor | None = None,
     return_stats: bool = False,
     chunk_rows: int | None = None,
@@ -89,9 +68,10 @@ def linear_divergence(  # noqa: PLR0913 - the public signature
 
     student_hidden [N, H_s], teacher_hidden [N, H_t] ([M, H_t] with teacher_index [N] int64: the teacher's row of each
     student row); weights float or bool [N]; ids above the narrower head's valid ones are cut on both sides.
-    token_clip cuts each D_t, which gives no gradient there. Differentiable in student_hidden and the student head's
-    tensors. With return_stats (scalar, dict of detached [N] tensors): divergence, forward_kl, reverse_kl,
-    student_entropy, teacher_entropy, top1_agreement at the loss's temperature, and ce.
+    token_clip cuts each D_t, which gives no gradient there. along: in the place of the cross-entropy another term of
+    each token's log-probability, such as a policy loss, and its statistics. Differentiable in student_hidden and the
+    student head's tensors. With return_stats (scalar, dict of detached [N] tensors): divergence, forward_kl,
+    reverse_kl, student_entropy, teacher_entropy, top1_agreement at the loss's temperature, and ce.
     """
     measure = Measure(beta, temperature, normalize, token_clip)
     student, teacher = as_head(student_head), as_head(teacher_head)
@@ -122,9 +102,9 @@ def linear_divergence(  # noqa: PLR0913 - the public signature
         value, factor = compare_(lq, lp, measure, masked=masked, grad=walk.grads, work=(x, y), out=out)
         return value, factor * coef, stats
 
-    ce = CrossEntropy.make(ce_ids, ce_weights, rows=count, vocab=vocab, dtype=dtype)
-    tally = _walk(walk, measure, weights, ce, prepare, compare, buffers=5 if return_stats else 4)
-    return _finish(walk, tally, weights, ce, _STATS if return_stats else ())
+    term = term_of(along, ce_ids, ce_weights, rows=count, vocab=vocab, dtype=dtype)
+    tally = _walk(walk, measure, weights, term, prepare, compare, buffers=5 if return_stats else 4, stats=return_stats)
+    return _finish(walk, tally, weights, term, _STATS if return_stats else ())
 
 
 def linear_topk_divergence(  # noqa: PLR0913 - the public signature
@@ -142,6 +122,7 @@ def linear_topk_divergence(  # noqa: PLR0913 - the public signature
     normalize: bool = False,
     ce_ids: Tensor | None = None,
     ce_weights: Tensor | None = None,
+    along: TokenTerm | None = None,
     return_stats: bool = False,
     chunk_rows: int | None = None,
 ) -> Any:
@@ -161,9 +142,9 @@ def linear_topk_divergence(  # noqa: PLR0913 - the public signature
     if weights is not None:  # what stands in rows of weight zero is never read
         teacher_logprobs = teacher_logprobs.masked_fill((weights == 0).unsqueeze(-1), -torch.inf)
     support = Support.make(teacher_logprobs, teacher_ids, teacher_log_tail, mode, vocab=vocab, dtype=dtype)
-    ce = CrossEntropy.make(ce_ids, ce_weights, rows=count, vocab=vocab, dtype=dtype)
+    term = term_of(along, ce_ids, ce_weights, rows=count, vocab=vocab, dtype=dtype)
     walk = HeadPass(student_hidden, student, vocab, dtype=dtype, chunk_rows=chunk_rows)
-    if mode == "renorm" and ce is None and not student.masks(vocab):
+    if mode == "renorm" and term is None and not student.masks(vocab):
         tally = Tally(count, dtype, student_hidden.device)
         gathered_renorm(walk, support, measure, weights, active_rows(weights), tally.put, return_stats)
         return _finish(walk, tally, weights, None, _SUPPORT_STATS if return_stats else ())
@@ -176,21 +157,22 @@ def linear_topk_divergence(  # noqa: PLR0913 - the public signature
         value, stats = support_block_(lq, theirs.rows(at), measure, part, out=out, stats=return_stats)
         return value, None, stats
 
-    tally = _walk(walk, measure, weights, ce, prepare, compare, buffers=2)
-    return _finish(walk, tally, weights, ce, _SUPPORT_STATS if return_stats else ())
+    tally = _walk(walk, measure, weights, term, prepare, compare, buffers=2, stats=return_stats)
+    return _finish(walk, tally, weights, term, _SUPPORT_STATS if return_stats else ())
 
 
 def _walk(
     walk: HeadPass,
     measure: Measure,
     weights: Tensor | None,
-    ce: CrossEntropy | None,
+    term: TokenTerm | None,
     prepare: Any,
     compare: Any,
     *,
     buffers: int,
+    stats: bool,
 ) -> Tally:
-    """Two passes: the rows that the divergence weighs (cross-entropy along), then those that only the latter does.
+    """Two passes: the rows that the divergence weighs (the term along), then those that only the latter does.
 
     prepare(row indices, count) gives the teacher's side of a chunk; compare(lq, it, rows, coef, out, work) compares a
     block of it with the student's log-probabilities and writes the gradient, but for a factor a row, to out. buffers:
@@ -210,7 +192,7 @@ def _walk(
         index = at if rows is None else rows[at]
         size, coef = logits.shape[0], coefs[index]
         if work.numel() == 0:
-            work = torch.empty(buffers + bool(ce), step, walk.vocab, dtype=walk.dtype, device=device)
+            work = torch.empty(buffers + (term is not None), step, walk.vocab, dtype=walk.dtype, device=device)
         theirs = prepare(index, size)
         factors = None
         for start in range(0, size, step):
@@ -219,68 +201,68 @@ def _walk(
             index = at_rows if rows is None else rows[at_rows]
             z = logits[block]
             lq, *scratch = [w[: z.shape[0]] for w in work]
-            ce_grad = None
             log_softmax(z, measure.temperature, work=scratch[0], out=lq)
-            if ce is not None:
-                room = scratch.pop()
-                plain = lq if measure.temperature == 1.0 else log_softmax(z, 1.0, out=room)
-                ce_grad = _cross_entropy(plain, ce, index, tally, room, walk.grads)
-            value, factor, stats = compare(lq, theirs, block, coef[block], z, scratch)
+            along = None
+            if term is not None:
+                room, same = scratch.pop(), term.temperature == measure.temperature
+                own = lq if same else log_softmax(z, term.temperature, work=room, out=room)
+                along = _term(own, term, index, tally, room, walk.grads, stats)
+            value, factor, found = compare(lq, theirs, block, coef[block], z, scratch)
             tally.put("divergence", index, value)
-            for name, values in stats.items():
+            for name, values in found.items():
                 tally.put(name, index, values)
-            if ce_grad is not None:
+            if along is not None:
                 z = z if factor is None else z.mul_(factor.unsqueeze(-1))
-                z.add_(ce_grad)
+                z.add_(along)
             elif factor is not None:
                 factors = torch.empty_like(coef) if factors is None else factors
                 factors[block] = factor
         return factors
 
     walk.run(rows, rule)
-    if ce is not None and weights is not None:
-        only_ce = ((weights == 0) & (ce.weights != 0)).nonzero().squeeze(-1)
-        _ce_pass(walk, ce, only_ce, tally)
+    if term is not None and weights is not None:
+        _term_pass(walk, term, term.beside(weights), tally, stats)
     return tally
 
 
-def _ce_pass(walk: HeadPass, ce: CrossEntropy, rows: Tensor, tally: Tally) -> None:
-    """Rows without a divergence: the cross-entropy alone."""
+def _term_pass(walk: HeadPass, term: TokenTerm, rows: Tensor, tally: Tally, stats: bool) -> None:
+    """Rows without a divergence: the term alone."""
     step = block_rows(walk.vocab, walk.hidden.device)
 
     def rule(logits: Tensor, at: slice) -> None:
         for start in range(0, logits.shape[0], step):
             z = logits[start : start + step]
             index = rows[at.start + start : at.start + start + z.shape[0]]
-            lq = log_softmax(z, 1.0, out=z)
-            _cross_entropy(lq, ce, index, tally, z, walk.grads)
+            lq = log_softmax(z, term.temperature, work=z, out=z)
+            _term(lq, term, index, tally, z, walk.grads, stats)
 
     walk.run(rows, rule)
 
 
-def _cross_entropy(
-    lq: Tensor, ce: CrossEntropy, index: slice | Tensor, tally: Tally, out: Tensor, grads: bool
+def _term(
+    lq: Tensor, term: TokenTerm, index: slice | Tensor, tally: Tally, out: Tensor, grads: bool, stats: bool
 ) -> Tensor | None:
-    """Cross-entropy of a block of log-probabilities at temperature 1; its weighted gradient, q - onehot, in `out`."""
-    weights, ids = ce.weights[index], ce.ids[index].unsqueeze(-1)
-    tally.put("ce", index, -lq.gather(-1, ids).squeeze(-1).masked_fill(weights == 0, 0))
+    """The term of a block of log-probabilities at its temperature; its weighted gradient, c (q - onehot), in `out`."""
+    value, slope, found = term.at(lq, index, grads=grads, stats=stats)
+    for name, values in (found | {term.name: value}).items():
+        tally.put(name, index, values)
     if not grads:
         return None
-    exp(lq, out=out).mul_(weights.unsqueeze(-1))
-    return out.scatter_add_(-1, ids, -weights.unsqueeze(-1))
+    slope = slope.unsqueeze(-1) / -term.temperature
+    return exp(lq, out=out).mul_(slope).scatter_add_(-1, term.ids[index].unsqueeze(-1), -slope)
 
 
 def _finish(
-    walk: HeadPass, tally: Tally, weights: Tensor | None, ce: CrossEntropy | None, names: tuple[str, ...]
+    walk: HeadPass, tally: Tally, weights: Tensor | None, term: TokenTerm | None, names: tuple[str, ...]
 ) -> Tensor | tuple[Tensor, Stats]:
     """The loss, and the statistics of these names where any is given; all of them, with no active row too."""
     value = _weighted(tally.get("divergence"), weights)
-    if ce is not None:
-        value = value + _weighted(tally.get("ce"), ce.weights)
+    if term is not None:
+        value = value + _weighted(tally.get(term.name), term.weights)
     loss = walk.attach(value)
     if not names:
         return loss
-    return loss, {name: tally.get(name) for name in (*names, *(("ce",) if ce is not None else ()))}
+    return loss, {name: tally.get(name) for name in (*names, *(() if term is None else term.stats))}
 
 
 def _weighted(values: Tensor, weights: Tensor | None) -> Tensor:

@@ -79,7 +79,7 @@ def linear_policy_loss(
         ids = token_ids[index]
         logp, entropy = _to_probs_(logits, ids, temperature, entropy=return_stats)
         weight = None if weights is None else weights[index].to(dtype)
-        loss, slope = _differentiate(objective, logp, index, weight, walk.grads)
+        loss, slope = differentiate(objective, logp, index, weight, walk.grads)
         for name, values in (("loss", loss), ("logp", logp), ("entropy", entropy)):
             stats[name][index] = values
         return _off_target_(logits, ids, slope / -temperature)
@@ -265,7 +265,7 @@ def _entropy_grad_(q: Tensor, ids: Tensor, slope: Tensor, spread: Tensor, entrop
         z.scatter_add_(-1, ids[block].unsqueeze(-1), -c)
 
 
-def _differentiate(
+def differentiate(
     objective: Objective, logp: Tensor, index: Tensor, weight: Tensor | None, grads: bool
 ) -> tuple[Tensor, Tensor]:
     """Per-token losses [n], detached, and the derivative of their weighted sum with respect to logp [n]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from limbeck.data.collate import Batch
 from limbeck.losses import (
     Head,
     PolicyLoss,
+    TokenTerm,
     clip_shares,
     divergence,
     k3_estimate,
@@ -61,9 +62,16 @@ class DivergenceLoss:
     impl: str = "linear"
 
     def __call__(
-        self, hidden: Tensor, head: Head, micro: MicroBatch, *, stats: bool, weights: Tensor | None = None
+        self,
+        hidden: Tensor,
+        head: Head,
+        micro: MicroBatch,
+        *,
+        stats: bool,
+        weights: Tensor | None = None,
+        along: TokenTerm | None = None,
     ) -> tuple[Tensor, Stats]:
-        """weights [N]: of the divergence of each token, 1 where None."""
+        """weights [N]: of the divergence of each token, 1 where None. along: taken along in the same head pass."""
         if micro.on_dataset.numel() == 0:
             return no_tokens(hidden, head), {}
         if not micro.parts:
@@ -74,7 +82,9 @@ class DivergenceLoss:
             at = slice(None) if part.index is None else part.index
             targets, on_dataset = micro.batch.targets[at], micro.on_dataset[at]
             own = None if weights is None else weights[at]
-            loss, values = one(hidden[at], head, part.signal, targets, on_dataset, stats=stats, weights=own)
+            term = along if along is None or part.index is None else _rows(along, part.index)
+            options = {"stats": stats, "weights": own, "along": term}
+            loss, values = one(hidden[at], head, part.signal, targets, on_dataset, **options)
             total = loss if len(micro.parts) == 1 else total + loss
             for name, per_token in values.items():
                 if part.index is None:
@@ -94,16 +104,18 @@ class DivergenceLoss:
         *,
         stats: bool,
         weights: Tensor | None,
+        along: TokenTerm | None,
     ) -> tuple[Tensor, Stats]:
         shared = {
             "weights": weights,
+            "along": along,
             "beta": self.beta,
             "temperature": self.temperature,
             "normalize": self.normalize,
             "token_clip": self.token_clip,
             "return_stats": stats,
         }
-        if self.sft_alpha > 0 and bool(on_dataset.any()):
+        if along is None and self.sft_alpha > 0 and bool(on_dataset.any()):
             shared |= {"ce_ids": targets, "ce_weights": on_dataset.to(hidden.dtype) * self.sft_alpha}
         if isinstance(s, Hidden):
             out = linear_divergence(hidden, head, s.hidden, s.head, **shared)
@@ -129,6 +141,7 @@ class DivergenceLoss:
         *,
         stats: bool,
         weights: Tensor | None,
+        along: TokenTerm | None,
     ) -> tuple[Tensor, Stats]:
         """The plain formula on full [N, V] logits with autograd, for comparison: same value, more memory."""
         logits = head.logits(hidden)
@@ -146,7 +159,31 @@ class DivergenceLoss:
         if self.sft_alpha > 0:
             nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
             loss = loss + self.sft_alpha * (nll * on_dataset).sum()
-        return loss, {"divergence": per_token.detach()}
+        found = {"divergence": per_token.detach()}
+        if along is None:
+            return loss, found
+        more, values = token_term(hidden, head, along, stats=stats)
+        return loss + more, found | values
+
+
+def token_term(hidden: Tensor, head: Head, term: TokenTerm, *, stats: bool) -> tuple[Tensor, Stats]:
+    """A term with an objective by a head pass of its own, and its statistics where they are asked for."""
+    assert term.objective is not None
+    options = {"temperature": term.temperature, "weights": term.weights, "return_stats": stats}
+    out = linear_policy_loss(hidden, head, term.ids, term.objective, **options)
+    return out if stats else (out, {})
+
+
+def _rows(term: TokenTerm, rows: Tensor) -> TokenTerm:
+    """The same term of some of its rows [n]."""
+    objective, weights = term.objective, term.weights
+    assert objective is not None
+    return replace(
+        term,
+        ids=term.ids[rows],
+        weights=None if weights is None else weights[rows],
+        objective=lambda logp, index: objective(logp, rows[index]),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,14 +211,21 @@ class AdvantageLoss:
                 return self.distil(hidden, head, micro, stats=stats)
             loss, found = cross_entropy(hidden, head, micro.batch.targets, stats=stats)
             return loss, found | (self._teacher_kl(hidden, head, micro) if stats else {})
-        total, found = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32)), {}
-        if self.distil is not None:
-            kl, found = self.distil(hidden, head, micro, stats=stats, weights=micro.policy.weight)
-            total = total + self.coef * kl
-        if self.distil is None or self.rewarded or self.loss.beta > 0:
-            part, values = self._policy(hidden, head, micro, micro.policy, stats=stats)
-            total, found = total + part, found | values
-        return total, found
+        policy = micro.policy
+        distil = self.distil if self.coef > 0 else None
+        has_policy = distil is None or self.rewarded or self.loss.beta > 0
+        term = self._term(hidden, head, micro, policy) if has_policy else None
+        if distil is not None:  # one pass over the head for both
+            weights = self.coef * policy.weight
+            loss, found = distil(hidden, head, micro, stats=stats, weights=weights, along=term)
+        else:
+            assert term is not None
+            loss, found = token_term(hidden, head, term, stats=stats)
+        if not stats:
+            return loss, {}
+        found |= {} if term is None else self._found(found, micro, policy)
+        found = {name: value for name, value in found.items() if name not in ("loss", "entropy")}
+        return loss, {name: value.where(policy.weight != 0, torch.nan) for name, value in found.items()}
 
     def _teacher_kl(self, hidden: Tensor, head: Head, micro: MicroBatch) -> Stats:
         """The k3 estimate at given tokens; on the student's own its mean is the reverse KL."""
@@ -193,36 +237,39 @@ class AdvantageLoss:
             whole[at] = k3_estimate(part.signal.logprobs[:, 0] - own[at]).float()
         return {"teacher_kl": whole} if micro.parts else {}
 
-    def _policy(
-        self, hidden: Tensor, head: Head, micro: MicroBatch, policy: Policy, *, stats: bool
-    ) -> tuple[Tensor, Stats]:
-        targets, old, sequence = micro.batch.targets, policy.old_logp, None
-        if old is not None and self.loss.level == "sequence":
-            # s_i belongs to the whole sequence: it must be known before the first chunk's gradient
-            with torch.no_grad():
-                now = linear_token_logprobs(hidden, head, targets, temperature=self.temperature)
-            sequence = sequence_ratios(now, old, micro.batch.counts)
+    def _term(self, hidden: Tensor, head: Head, micro: MicroBatch, policy: Policy) -> TokenTerm:
+        """The policy loss of each token's log-probability."""
         objective = policy_objective(
             self.loss,
             policy.advantage,
-            old_logp=old,
-            seq_logratio=sequence,
+            old_logp=policy.old_logp,
+            seq_logratio=self._sequence(hidden, head, micro, policy),
             ref_logp=policy.ref_logp,
             keep=policy.keep,
         )
-        options = {"temperature": self.temperature, "weights": policy.weight, "return_stats": stats}
-        out = linear_policy_loss(hidden, head, targets, objective, **options)
-        if not stats:
-            return out, {}
-        loss, values = out
-        active = policy.weight != 0
-        found = {"student_entropy": values["entropy"], "logp": values["logp"]}
-        if old is not None:
-            ratio = values["logp"] - old if sequence is None else sequence
+        return TokenTerm(micro.batch.targets, policy.weight, self.temperature, objective)
+
+    def _sequence(self, hidden: Tensor, head: Head, micro: MicroBatch, policy: Policy) -> Tensor | None:
+        """The sequences' log-ratios at their tokens, [N], where they are the loss's."""
+        if policy.old_logp is None or self.loss.level != "sequence":
+            return None
+        # s_i belongs to the whole sequence: it must be known before the first chunk's gradient
+        with torch.no_grad():
+            now = linear_token_logprobs(hidden, head, micro.batch.targets, temperature=self.temperature)
+        return sequence_ratios(now, policy.old_logp, micro.batch.counts)
+
+    def _found(self, values: Stats, micro: MicroBatch, policy: Policy) -> Stats:
+        """The policy's statistics [N], from those of its term."""
+        logp = values["logp"]
+        found = {"student_entropy": values["entropy"]}
+        if policy.old_logp is not None:
+            ratio = logp - policy.old_logp
+            if self.loss.level == "sequence":
+                ratio = sequence_ratios(logp, policy.old_logp, micro.batch.counts)
             found |= clip_shares(self.loss, ratio, policy.advantage) | {"ratio": ratio.exp()}
         if policy.ref_logp is not None:
-            found["reference_kl"] = k3_estimate(policy.ref_logp - values["logp"])
-        return loss, {name: value.where(active, torch.nan) for name, value in found.items()}
+            found["reference_kl"] = k3_estimate(policy.ref_logp - logp)
+        return found
 
 
 def sequence_ratios(logp: Tensor, old_logp: Tensor, counts: Sequence[int]) -> Tensor:
