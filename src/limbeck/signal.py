@@ -23,12 +23,17 @@ SOURCES: tuple[Source, ...] = ("dataset", "student")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sequence to learn from. `truncated`: the sampler ran out of tokens before an end-of-turn token."""
+    """One sequence to learn from. `truncated`: the sampler ran out of tokens before an end-of-turn token.
+
+    sampler_logp [N]: the log-probability of each active token in the distribution that it was drawn from, after
+    temperature and filters; None where nobody asked the sampler for it.
+    """
 
     tokens: Rendered
     source: Source
     example: Example
     truncated: bool = False
+    sampler_logp: tuple[float, ...] | None = None
 
     @property
     def n_active(self) -> int:

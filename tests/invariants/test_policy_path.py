@@ -50,6 +50,7 @@ def steps(
     reward: Any = rewards,
     iterations: int = 2,
     opd: str = "sampled",
+    drawn: Any = lambda samples: samples,
     **options: Any,
 ) -> tuple[list[float], list[float], Tensor]:
     """Both steps on one generation batch -> losses, gradient norms, the weights afterwards."""
@@ -69,7 +70,7 @@ def steps(
         Plan(1.0, size, ROWS, 1, group, iterations, None, 0.0, seed=0, data_seed=0, shuffle=False),
         Accelerator(cpu=True),
         made[::group],
-        {"student": lambda rows, *, seed, done=None: sample_dataset(mixed)},
+        {"student": lambda rows, *, seed, done=None: drawn(sample_dataset(mixed))},
         LocalTeacher(teacher, name="teacher", valid=VALID, pad_id=0, ask=ask),
         step,
         optimizer,

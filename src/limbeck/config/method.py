@@ -59,6 +59,11 @@ class Case:
         return policy.epsilon if policy.epsilon_high is None else policy.epsilon_high
 
     @property
+    def compares_sampler(self) -> bool:
+        r = self.config.rollout
+        return r.rollout_importance_sampling_mode is not None or r.log_rollout_offpolicy_metrics
+
+    @property
     def filters_samples(self) -> bool:
         r = self.config.rollout
         return r.top_p < 1 or r.top_k > 0 or r.min_p > 0 or r.repetition_penalty != 1 or r.temperature == 0
@@ -306,6 +311,30 @@ RULES: tuple[Rule, ...] = (
         "one response a prompt has no group to be compared with",
         "use --num_generations 8, or --advantage_estimator reinforce_plus_plus, which compares with the whole batch",
         ("num_generations", "advantage_estimator", "scale_rewards"),
+    ),
+    Rule(
+        "dynamic sampling without groups",
+        lambda c: (
+            c.config.rollout.dynamic_sample
+            and (c.row.path == "loss" or not c.has_rewards or c.config.rollout.num_generations == 1)
+        ),
+        "--dynamic_sample replaces groups whose rewards are all equal, and this run has no groups with rewards",
+        "leave it out, or use --rlhf_type grpo with --reward_funcs and --num_generations 8",
+        ("dynamic_sample", "reward_funcs", "num_generations"),
+    ),
+    Rule(
+        "sampler against trainer on the loss path",
+        lambda c: c.row.path == "loss" and c.compares_sampler,
+        "a divergence does not ask how likely the sampler held a token, a policy loss does: --rlhf_type grpo",
+        "leave them out",
+        ("rollout_importance_sampling_mode", "log_rollout_offpolicy_metrics"),
+    ),
+    Rule(
+        "sampler without a distribution",
+        lambda c: c.compares_sampler and c.config.rollout.temperature == 0,
+        "--temperature 0 takes the likeliest token: there is no probability to compare the trainer's with",
+        "use --temperature 0.9, or leave out the comparison of sampler and trainer",
+        ("temperature", "rollout_importance_sampling_mode", "log_rollout_offpolicy_metrics"),
     ),
     Rule(
         "low variance without a teacher",

@@ -258,6 +258,19 @@ class Rollout(Room):
     steps_per_generation: Count | None = None
     """Micro-batches taken from one generation batch, a multiple of --gradient_accumulation_steps; by default that
     number, so that every optimizer step learns from samples of its own."""
+    dynamic_sample: bool = False
+    """grpo: groups whose rewards are all equal give their places to further prompts (DAPO)."""
+    max_resample_times: Count = 3
+    """--dynamic_sample: how often a batch is filled up; groups without a spread stay after that."""
+    rollout_importance_sampling_mode: (
+        Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] | None
+    ) = None
+    """grpo: weigh a token's loss by trainer over sampler probability, its own or its sequence's mean; truncate cuts the
+    weights at the threshold, mask makes 0 of those above it. By default not at all."""
+    rollout_importance_sampling_threshold: Positive = 2.0
+    """Threshold of those weights."""
+    log_rollout_offpolicy_metrics: bool = False
+    """grpo: log how far trainer and sampler are apart; with a --rollout_importance_sampling_mode it always is."""
 
 
 class Optim(Room):

@@ -49,7 +49,7 @@ _ENGINE = (
     "use_vllm sleep_level move_model_batches gpu_memory_utilization tensor_parallel_size async_generate "
     "offload_model offload_optimizer"
 )
-_POLICY = "reward_model reward_model_plugin dynamic_sample max_resample_times sync_ref_model kl_in_reward"
+_POLICY = "reward_model reward_model_plugin sync_ref_model kl_in_reward"
 
 FLAGS: dict[str, Entry] = {
     # ours by another name

@@ -14,10 +14,8 @@ def _epoch(n_rows: int, epoch: int, seed: int, shuffle: bool) -> tuple[int, ...]
     return tuple(order)
 
 
-def rows_of_generation(n_rows: int, index: int, size: int, *, total: int | None, seed: int, shuffle: bool) -> list[int]:
-    """Row numbers of generation batch `index`, `size` rows long: places index * size and on in the concatenated epochs.
-
-    A batch runs over the end of an epoch, so no row is left out; `total` ends the stream and may cut the last batch.
-    """
-    places = range(index * size, (index + 1) * size if total is None else min((index + 1) * size, total))
+def rows_at(n_rows: int, start: int, count: int, *, seed: int, shuffle: bool) -> list[int]:
+    """Row numbers at places `start` .. `start + count` of the concatenated epochs; a batch may run over the end of one,
+    so that no row is left out."""
+    places = range(start, start + count)
     return [_epoch(n_rows, place // n_rows, seed, shuffle)[place % n_rows] for place in places]

@@ -43,6 +43,11 @@ class RewardTable:
         total = (self.values.nan_to_num(nan=0.0) * self.weights).sum(1)
         return total.masked_fill(lost, torch.nan)
 
+    def row(self, index: int) -> RewardTable:
+        """One row as a table; `reasons`, which have been said, stay behind."""
+        at = slice(index, index + 1)
+        return RewardTable(self.names, self.weights, self.values[at], self.failed[at], {})
+
     def metrics(self) -> dict[str, float]:
         """Means and standard deviations (of the values themselves, not of a population) over the rows that have one,
         by function "rewards/NAME/mean", "rewards/NAME/std" and of the total "reward", "reward_std"; how many rows

@@ -204,6 +204,9 @@ def build_judge(prepared: Prepared, reference: Teacher | None, say: Callable[[st
         top_entropy=p.top_entropy_quantile,
         reward=build_reward(prepared, say),
         reference=reference,
+        rollout_mode=config.rollout.rollout_importance_sampling_mode,
+        rollout_threshold=config.rollout.rollout_importance_sampling_threshold,
+        rollout_metrics=config.rollout.log_rollout_offpolicy_metrics,
     )
 
 
@@ -243,6 +246,7 @@ def build_sampler(prepared: Prepared, accelerator: Accelerator, model: nn.Module
         valid=prepared.valid,
         batch_size=r.rollout_batch_size or ROLLOUT_BATCH,
         autocast=accelerator.autocast,
+        keeps_logprobs=r.rollout_importance_sampling_mode is not None or r.log_rollout_offpolicy_metrics,
     )
 
 

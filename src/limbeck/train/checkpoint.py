@@ -193,11 +193,12 @@ def _dump_generation(generation: Generation, rows: Sequence[Row]) -> dict[str, A
         both = [
             [t.prompt_ids, t.response_ids, list(map(int, t.response_mask))] for t in (s.tokens, s.tokens.teacher) if t
         ]
-        return [number[id(s.example)], s.truncated, *both]
+        return [number[id(s.example)], s.truncated, s.sampler_logp, *both]
 
     return {
         "index": generation.index,
         "source": generation.source,
+        "next_row": generation.next_row,
         "used": 0 if generation.spent else generation.used,
         "steps": [] if generation.spent else [[[dump(s) for s in b] for b in step] for step in generation.steps],
     }
@@ -206,12 +207,13 @@ def _dump_generation(generation: Generation, rows: Sequence[Row]) -> dict[str, A
 def _load_generation(saved: dict[str, Any], rows: Sequence[Row]) -> Generation:
     """The samples as they were drawn; where their signals were not saved, they are asked for again."""
 
-    def load(row: int, truncated: bool, *both: list[list[int]]) -> Sample:
+    def load(row: int, truncated: bool, logp: list[float] | None, *both: list[list[int]]) -> Sample:
         tokens, *teacher = [Rendered(tuple(p), tuple(r), tuple(map(bool, mask))) for p, r, mask in both]
-        return Sample(replace(tokens, teacher=next(iter(teacher), None)), saved["source"], rows[row][0], truncated)
+        tokens = replace(tokens, teacher=next(iter(teacher), None))
+        return Sample(tokens, saved["source"], rows[row][0], truncated, None if logp is None else tuple(logp))
 
     steps = [[[load(*s) for s in batch] for batch in step] for step in saved["steps"]]
-    return Generation(saved["index"], saved["source"], steps, used=saved["used"])
+    return Generation(saved["index"], saved["source"], steps, used=saved["used"], next_row=saved["next_row"])
 
 
 def _dump_signals(parts: Parts, generation: Generation | None) -> dict[str, Any] | None:

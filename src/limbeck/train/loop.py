@@ -135,6 +135,9 @@ def _account(parts: Parts, progress: checkpoint.Progress, hooks: Hooks, result: 
         for name, (total, count) in parts.judge.found.items():
             meter.add(name, total, count)
         parts.judge.found = {}
+    for name, (total, count) in generation.found.items():
+        meter.add(name, total, count)
+    generation.found = {}
     meter.add("seconds/learn", result.seconds, 1)
     for name, seconds in generation.seconds.items():
         meter.add(f"seconds/{name}", seconds, 0)

@@ -27,11 +27,14 @@ from limbeck.losses import (
     k3_estimate,
     opd_advantage,
     pad_tokens,
+    rollout_metrics,
+    rollout_weights,
     teacher_logratio,
     token_mask,
     token_weights,
 )
 from limbeck.losses.advantage import Estimator, Scale
+from limbeck.losses.policy import RolloutMode
 from limbeck.models import evaluating
 from limbeck.rewards import RewardTable, join_tables
 from limbeck.signal import Policy, Sample, Scored, TopK
@@ -48,7 +51,9 @@ class Judge:
 
     temperature: the sampler's, and that of the ratio; loss_temperature: of d_t. reuses: the batch is learnt from in
     more than one step, so that the ratio leaves 1. sampled: the teacher speaks of the sampled tokens, in the advantage;
-    else it has a loss of its own. reference: the model of the KL with weight `loss.beta`.
+    else it has a loss of its own. reference: the model of the KL with weight `loss.beta`. rollout_mode,
+    rollout_threshold: weights of the sampler's log-probabilities against the trainer's; rollout_metrics: log how far
+    they are apart in any case.
     """
 
     loss: PolicyLoss
@@ -67,16 +72,32 @@ class Judge:
     top_entropy: float = 1.0
     reward: Reward | None = None
     reference: Teacher | None = None
+    rollout_mode: RolloutMode | None = None
+    rollout_threshold: float = 2.0
+    rollout_metrics: bool = False
     found: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
 
+    @property
+    def compares_sampler(self) -> bool:
+        """The sampler's log-probabilities are asked for."""
+        return self.rollout_mode is not None or self.rollout_metrics
+
     def __call__(
-        self, accelerator: Accelerator, student: StudentStep, batches: list[list[Scored]], places: dict[int, int]
+        self,
+        accelerator: Accelerator,
+        student: StudentStep,
+        batches: list[list[Scored]],
+        places: dict[int, int],
+        rewards: dict[int, RewardTable] | None = None,
     ) -> list[list[Scored]]:
-        """The same samples with their `Policy`. places: id(sample) -> its place in the generation batch of all ranks.
-        Every rank must call it; `found` holds its metrics, sums and counts, of this rank."""
+        """The same samples with their `Policy`. places: id(sample) -> its place in the generation batch of all ranks;
+        rewards: id(sample) -> its row, where they are known. Every rank must call it; `found` holds its metrics, sums
+        and counts, of this rank."""
         self.found = {}
-        base = self._base(accelerator, [s.sample for batch in batches for s in batch], places)
+        base = self._base(accelerator, [s.sample for batch in batches for s in batch], places, rewards or {})
         own = [self._own(accelerator, student, batch) for batch in batches]  # one forward without gradient, or none
+        if self.compares_sampler:
+            self._note_mismatch(accelerator, batches, [logp for logp, *_ in own])
         threshold = self._threshold(accelerator, [entropy for *_, entropy in own])
         told = None if self.reference is None else self.reference.score([[s.sample for s in b] for b in batches])
         judged: list[list[Scored]] = []
@@ -89,11 +110,17 @@ class Judge:
         """What these samples add to the step's denominator."""
         return sum(s.policy.amount for s in batch if s.policy is not None)
 
-    def _base(self, accelerator: Accelerator, samples: list[Sample], places: dict[int, int]) -> dict[int, float]:
+    def _base(
+        self,
+        accelerator: Accelerator,
+        samples: list[Sample],
+        places: dict[int, int],
+        known: dict[int, RewardTable],
+    ) -> dict[int, float]:
         """id(sample) -> advantage of its task reward; 0 without rewards, and where one is missing."""
         if self.reward is None:
             return {id(s): 0.0 for s in samples}
-        table = self.reward(samples)
+        table = join_tables([known[id(s)] for s in samples]) if known and samples else self.reward(samples)
         mine = [places[id(s)] for s in samples]
         gathered = parallel.gather(accelerator, (mine, table))
         order = torch.tensor([place for places_of, _ in gathered for place in places_of], dtype=torch.int64)
@@ -120,7 +147,7 @@ class Judge:
         """The student's log-probabilities [N] at the sampler's temperature and at the loss's, and its entropies; zeros
         where nothing asks for them, since the ratio stays 1 and the teacher has no part in the advantage."""
         taught = self.sampled and any(s.signal is not None for s in batch)
-        if not (taught or self.reuses or self.top_entropy < 1):
+        if not (taught or self.reuses or self.top_entropy < 1 or self.compares_sampler):
             none = next(student.parameters()).new_zeros(sum(s.sample.n_active for s in batch))
             none = none.to(torch.promote_types(none.dtype, torch.float32))
             return none, none, none
@@ -164,6 +191,10 @@ class Judge:
         self._note("advantage/task", task.unsqueeze(-1).expand_as(mask)[mask].abs())
         self._note("advantage/teacher", (self.coef * ratio)[mask].abs())
         weights = token_weights(mask, self.loss.reduction, dtype=logp.dtype)
+        if self.rollout_mode is not None:  # they multiply the token's loss, the denominator stays
+            drawn = pad_tokens(_sampler_logp(batch, logp), counts)
+            options = {"mode": self.rollout_mode, "threshold": self.rollout_threshold}
+            weights = weights * rollout_weights(logp, drawn, active, **options)
         keep = (entropy >= threshold).to(logp.dtype) if self.top_entropy < 1 else None
         known = pad_tokens(torch.cat(reference), counts).to(logp.device) if reference is not None else None
         return [
@@ -183,9 +214,29 @@ class Judge:
             for i, (s, n) in enumerate(zip(batch, counts, strict=True))
         ]
 
+    def _note_mismatch(self, accelerator: Accelerator, batches: list[list[Scored]], own: list[Tensor]) -> None:
+        """How far the student as it is trained is from the student as it sampled, over the batch of all ranks."""
+        counts = [s.sample.n_active for batch in batches for s in batch]
+        drawn = [_sampler_logp(batch, logp) for batch, logp in zip(batches, own, strict=True)]
+        mine = (counts, *(torch.cat(x).cpu() if x else torch.empty(0) for x in (own, drawn)))
+        every, *flat = zip(*parallel.gather(accelerator, mine), strict=True)
+        if accelerator.is_main_process:
+            lengths = [n for counts in every for n in counts]
+            train, rollout = (pad_tokens(torch.cat(x), lengths) for x in flat)
+            options = {"mode": self.rollout_mode, "threshold": self.rollout_threshold}
+            values = rollout_metrics(train, rollout, token_mask(lengths), **options)
+            self.found |= {f"rollout_correction/{name}": (value, 1.0) for name, value in values.items()}
+
     def _note(self, name: str, values: Tensor) -> None:
         total, count = self.found.get(name, (0.0, 0.0))
         self.found[name] = total + float(values.double().sum()), count + values.numel()
+
+
+def _sampler_logp(batch: Sequence[Scored], like: Tensor) -> Tensor:
+    """What the sampler said of the tokens that it drew, [N]."""
+    told = [s.sample.sampler_logp for s in batch]
+    assert all(logp is not None for logp in told), "the sampler keeps no log-probabilities"
+    return torch.tensor([x for logp in told for x in logp or ()], dtype=like.dtype, device=like.device)
 
 
 def _logprob(signal: object) -> Tensor:

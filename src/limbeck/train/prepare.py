@@ -172,6 +172,7 @@ def arithmetic(config: Config, method: MethodRow, n_rows: int, world_size: int) 
         seed=run.seed,
         data_seed=run.seed if data.data_seed is None else data.data_seed,
         shuffle=data.dataset_shuffle,
+        max_resample_times=rollout.max_resample_times if rollout.dynamic_sample else 0,
     )
     return plan, max_steps
 

@@ -14,6 +14,7 @@ and the gradient by rounding only.
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,15 +24,17 @@ from accelerate import Accelerator
 from torch import nn
 
 from limbeck.data.collate import Batch, collate
-from limbeck.data.order import rows_of_generation
+from limbeck.data.order import rows_at
 from limbeck.errors import TrainError
 from limbeck.models import computed_positions, evaluating
-from limbeck.rollouts import Row, Sampler, draw_source
+from limbeck.rewards import RewardTable
+from limbeck.rollouts import Done, Row, Sampler, draw_source
 from limbeck.signal import Policy, Sample, Scored, Source, parts_of
 from limbeck.teachers import Answers, Teacher
 from limbeck.train import parallel
 from limbeck.train.objective import MicroBatch, Stats
 from limbeck.train.policy import Judge
+from limbeck.train.resample import resample
 from limbeck.train.student import StudentStep
 
 
@@ -50,6 +53,7 @@ class Plan:
     seed: int
     data_seed: int
     shuffle: bool
+    max_resample_times: int = 0  # attempts to replace groups without a spread of rewards; 0: they stay
 
 
 @dataclass
@@ -73,7 +77,9 @@ class Parts:
 @dataclass
 class Generation:
     """A generation batch on this rank: samples by optimizer step and micro-batch, and, once scored, their signals.
-    places: id(sample) -> its place in the batch of all ranks, where the samples of a prompt stand together."""
+    places: id(sample) -> its place in the batch of all ranks, where the samples of a prompt stand together.
+    next_row: the first place of the stream of rows that is still to be drawn. rewards: id(sample) -> its row, where
+    they had to be known before. found: metrics of the sampling, sums and counts, of this rank."""
 
     index: int
     source: Source
@@ -83,6 +89,9 @@ class Generation:
     refused: int = 0
     used: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    next_row: int = 0
+    rewards: dict[int, RewardTable] = field(default_factory=dict[int, RewardTable])
+    found: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
 
     @property
     def spent(self) -> bool:
@@ -113,7 +122,7 @@ class NonFinite(TrainError):
 def train_step(parts: Parts, generation: Generation | None, *, stats: bool) -> tuple[Generation, StepResult]:
     """Takes one optimizer step; `generation` is what is left over from the step before, if anything."""
     if generation is None or generation.spent:
-        generation = sample(parts, 0 if generation is None else generation.index + 1)
+        generation = sample(parts, *((0, 0) if generation is None else (generation.index + 1, generation.next_row)))
     if generation.scored is None:
         score(parts, generation)
     assert generation.scored is not None
@@ -124,30 +133,65 @@ def train_step(parts: Parts, generation: Generation | None, *, stats: bool) -> t
     return generation, result
 
 
-def sample(parts: Parts, index: int) -> Generation:
-    """Draws generation batch `index`: whose tokens, which rows, and the tokens themselves."""
-    plan, began = parts.plan, time.perf_counter()
+def sample(parts: Parts, index: int, next_row: int) -> Generation:
+    """Draws generation batch `index` from place `next_row` of the stream of rows on: whose tokens, which rows, and the
+    tokens themselves."""
+    plan, accelerator, judge, began = parts.plan, parts.accelerator, parts.judge, time.perf_counter()
     source = draw_source(plan.lmbda, seed=plan.seed, generation=index)
     size = plan.step_batch * plan.steps_per_generation // plan.num_generations
-    numbers = rows_of_generation(
-        len(parts.rows), index, size, total=plan.total_rows, seed=plan.data_seed, shuffle=plan.shuffle
-    )
-    repeated = [parts.rows[i] for i in numbers for _ in range(plan.num_generations)]
-    n_steps = math.ceil(len(repeated) / plan.step_batch)
-    own = parallel.own_part(parts.accelerator, repeated)
-    first = sum(
-        map(len, parallel.split_evenly(repeated, parts.accelerator.num_processes)[: parts.accelerator.process_index])
-    )
-    seed = (plan.seed * 1_000_003 + index) * 1_009 + parts.accelerator.process_index
-    teacher = parts.teacher
-    done = None if teacher is None or teacher.ask.names else teacher.expect  # the student names ids when all are there
-    samples = parts.samplers[source](own, seed=seed % 2**62, done=done)
-    steps = [
-        micro_batches(part, plan.micro_batch, together=parts.packs) for part in parallel.split_evenly(samples, n_steps)
-    ]
-    places = {id(s): first + i for i, s in enumerate(samples)}
-    seconds = {"sample": time.perf_counter() - began}
-    return Generation(index, source, steps * plan.num_iterations, places, seconds=seconds)
+    if plan.total_rows is not None:  # the last batch may be cut
+        size = min(size, plan.total_rows - index * size)
+
+    def rows(start: int, count: int) -> list[Row]:
+        numbers = rows_at(len(parts.rows), start, count, seed=plan.data_seed, shuffle=plan.shuffle)
+        return [parts.rows[i] for i in numbers]
+
+    def draw(own: Sequence[Row], attempt: int, done: Done | None = None) -> list[Sample]:
+        return parts.samplers[source](own, seed=_seed(plan.seed, index, rank, attempt), done=done)
+
+    repeated = [row for row in rows(next_row, size) for _ in range(plan.num_generations)]
+    n_steps, rank = math.ceil(len(repeated) / plan.step_batch), accelerator.process_index
+    shares = parallel.split_evenly(repeated, accelerator.num_processes)
+    first, teacher = sum(map(len, shares[:rank])), parts.teacher
+    tell = None if teacher is None or teacher.ask.names else teacher.expect  # the student names ids when all are there
+    generation = Generation(index, source, [], next_row=next_row + size)
+    if judge is None or judge.reward is None or not plan.max_resample_times:
+        samples = draw(shares[rank], 0, tell)
+    else:
+        filled = resample(
+            accelerator,
+            draw(shares[rank], 0),
+            first,
+            group=plan.num_generations,
+            reward=judge.reward,
+            further=lambda start, count: rows(next_row + size + start, count),
+            draw=draw,
+            limit=plan.max_resample_times,
+        )
+        samples = filled.samples
+        generation.next_row += filled.prompts
+        generation.rewards = {id(s): row for s, row in zip(samples, filled.rewards, strict=True)}
+        if accelerator.is_main_process:
+            generation.found = {
+                "dynamic_sample/replaced_share": (filled.replaced, filled.groups),
+                "dynamic_sample/tries": (filled.tries, 1),
+                "dynamic_sample/prompts": (size + filled.prompts, 1),
+            }
+        if tell is not None:
+            tell(samples)
+    steps = parallel.split_evenly(samples, n_steps)
+    generation.steps = [micro_batches(step, plan.micro_batch, together=parts.packs) for step in steps]
+    generation.steps *= plan.num_iterations
+    generation.places = {id(s): first + i for i, s in enumerate(samples)}
+    generation.seconds["sample"] = time.perf_counter() - began
+    return generation
+
+
+def _seed(seed: int, index: int, rank: int, attempt: int) -> int:
+    """Of a sampler's call; attempts after the first one have seeds of their own."""
+    if attempt:
+        return random.Random(f"resample:{seed}:{index}:{rank}:{attempt}").getrandbits(62)
+    return ((seed * 1_000_003 + index) * 1_009 + rank) % 2**62
 
 
 def micro_batches(samples: Sequence[Sample], size: int, *, together: bool = False) -> list[list[Sample]]:
@@ -191,7 +235,8 @@ def score(parts: Parts, generation: Generation) -> None:
     generation.refused = sum(map(len, flat)) - sum(map(len, answers))
     if parts.judge is not None:
         with parallel.together(accelerator):
-            answers = parts.judge(accelerator, accelerator.unwrap_model(parts.student), answers, generation.places)
+            student = accelerator.unwrap_model(parts.student)
+            answers = parts.judge(accelerator, student, answers, generation.places, generation.rewards)
     rest = iter(answers)
     scored = [[batch for batch in (next(rest) for _ in step) if batch] for step in left]
     generation.scored = [[]] * generation.used + [

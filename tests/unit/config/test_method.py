@@ -261,6 +261,24 @@ policy gradient behind it
   where: --num_generations 1, --advantage_estimator grpo
   fix:   use --num_generations 8, or --advantage_estimator reinforce_plus_plus, which compares with the whole batch""",
     ),
+    "dynamic sampling without groups": (
+        {"rlhf_type": "grpo", "teacher_model": "teacher", "dynamic_sample": True},
+        """error: --dynamic_sample replaces groups whose rewards are all equal, and this run has no groups with rewards
+  where: --dynamic_sample true
+  fix:   leave it out, or use --rlhf_type grpo with --reward_funcs and --num_generations 8""",
+    ),
+    "sampler against trainer on the loss path": (
+        {"teacher_model": "teacher", "lmbda": 1, "rollout_importance_sampling_mode": "token_mask"},
+        """error: a divergence does not ask how likely the sampler held a token, a policy loss does: --rlhf_type grpo
+  where: --rollout_importance_sampling_mode token_mask, --log_rollout_offpolicy_metrics false
+  fix:   leave them out""",
+    ),
+    "sampler without a distribution": (
+        {"rlhf_type": "grpo", "teacher_model": "teacher", "temperature": 0, "log_rollout_offpolicy_metrics": True},
+        """error: --temperature 0 takes the likeliest token: there is no probability to compare the trainer's with
+  where: --temperature 0, --log_rollout_offpolicy_metrics true
+  fix:   use --temperature 0.9, or leave out the comparison of sampler and trainer""",
+    ),
     "low variance without a teacher": (
         {"rlhf_type": "grpo", "opd_signal": "full", "reward_funcs": ["accuracy"]},
         """error: --opd_signal full is the teacher's part, and there is no teacher
