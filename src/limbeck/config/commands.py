@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from limbeck.config.room import Count, Name, Room, listed
-from limbeck.config.schema import Config, Data, Method, Model, Optim, Report, Rollout, Run, Teacher
+from limbeck.config.room import Count, Name, Names, Room, listed
+from limbeck.config.schema import Config, Data, Method, Model, Optim, Report, Reward, Rollout, Run, Teacher
 
 Layers = Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(listed)]
 
@@ -35,8 +35,11 @@ class Answers(Room):
 
 
 class Findings(Room):
-    """What is written."""
+    """What is measured beside --model, and what is written."""
 
+    checkpoints: Names = Field(default=[])
+    """Folders to measure one after the other, as a table, instead of --model itself: whole models, adapters of --model,
+    or run folders with all their checkpoints."""
     result_path: Path | None = None
     """A .json file for the numbers, which are printed in any case."""
 
@@ -132,7 +135,9 @@ class EvalConfig(Room):
     model: Model
     data: Data = Data()
     method: Method = Method()
+    reward: Reward = Reward()
     teacher: Teacher = Teacher()
+    rollout: Rollout = Rollout()
     optim: Optim = Optim()
     run: Run = Run()
     output: Findings = Findings()
@@ -183,6 +188,8 @@ class DeployConfig(Room):
 
 ALL: tuple[str, ...] = ("*",)
 _LOADING = ("model", "model_revision", "torch_dtype", "attn_impl", "adapters", "trust_remote_code")
+_DRAWING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_completion_length")
+_SAMPLING = (*_DRAWING, "num_generations", "rollout_batch_size")
 _TRAINING: dict[str, tuple[str, ...]] = dict.fromkeys(Config.model_fields, ALL)
 
 
@@ -251,16 +258,7 @@ COMMANDS: dict[str, Command] = {
             {
                 "model": _LOADING,
                 "data": ("dataset", "system", "max_length", "truncation_strategy"),
-                "rollout": (
-                    "temperature",
-                    "top_p",
-                    "top_k",
-                    "min_p",
-                    "repetition_penalty",
-                    "max_completion_length",
-                    "num_generations",
-                    "rollout_batch_size",
-                ),
+                "rollout": _SAMPLING,
                 "run": ("seed", "use_cpu", "debug"),
                 "output": ALL,
             },
@@ -294,15 +292,20 @@ COMMANDS: dict[str, Command] = {
                 "data": ("dataset", "system", "max_length", "truncation_strategy", "loss_scale"),
                 "method": ("loss_temperature", "gkd_logits_topk", "topk_mode"),
                 "teacher": ("teacher_model", "teacher_model_revision", "teacher_adapters", "teacher_torch_dtype"),
+                "reward": ALL,
+                "rollout": _SAMPLING,
                 "optim": ("per_device_eval_batch_size",),
-                "run": ("use_cpu", "debug"),
+                "run": ("seed", "use_cpu", "debug"),
                 "output": ALL,
             },
             _MODEL | _DATASET,
             (
                 "limbeck eval --model student --teacher_model teacher --dataset heldout.jsonl",
+                "limbeck eval --model base --checkpoints output/run --dataset heldout.jsonl     # all of a run's",
+                "limbeck eval --model student --dataset problems.jsonl --reward_funcs accuracy  # of sampled answers",
                 "limbeck eval output/run/config.yaml --model output/run/last      # its own --val_dataset",
             ),
+            presets={"temperature": 0.0},
             aliases={"val_dataset": "dataset"},
         ),
         Command(
