@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from limbeck.config.after import ExportConfig, InferConfig
 from limbeck.config.room import Count, Name, Names, Room, listed
 from limbeck.config.schema import Config, Data, Method, Model, Optim, Report, Reward, Rollout, Run, Teacher
 
@@ -324,6 +325,42 @@ COMMANDS: dict[str, Command] = {
                 "tensor_parallel_size": "vllm_tensor_parallel_size",
                 "gpu_memory_utilization": "vllm_gpu_memory_utilization",
             },
+        ),
+        Command(
+            "infer",
+            "talk with a model, or two side by side",
+            InferConfig,
+            {
+                "model": _LOADING,
+                "data": ("dataset", "system", "max_length", "truncation_strategy"),
+                "rollout": _SAMPLING,
+                "run": ("seed", "use_cpu", "debug"),
+                "output": ALL,
+            },
+            {},
+            (
+                "limbeck infer --model student                                 # a conversation in the terminal",
+                "limbeck infer --model student --other_model teacher           # two answers side by side",
+                "limbeck infer --model output/run/last --val_dataset prompts.jsonl --result_path answers.jsonl",
+            ),
+            aliases={"val_dataset": "dataset"},
+        ),
+        Command(
+            "export",
+            "write a model as others take it: merged, cast, GGUF, on the hub",
+            ExportConfig,
+            {
+                "model": _LOADING,
+                "export": ALL,
+                "hub": ALL,
+                "run": ("output_dir", "debug"),
+            },
+            {"output_dir": "--output_dir FOLDER"},
+            (
+                "limbeck export --model base --adapters output/run/last --output_dir merged --torch_dtype bfloat16",
+                "limbeck export --model output/run/last --output_dir out --gguf_type q8_0",
+                "limbeck export --model output/run/last --output_dir out --push_to_hub --hub_model_id me/student",
+            ),
         ),
         Command(
             "data score",

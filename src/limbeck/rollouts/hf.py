@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.generation.streamers import BaseStreamer
 
 from limbeck.errors import TrainError
 from limbeck.models import unwrap
@@ -75,9 +76,11 @@ class HFSampler:
         return [s for s in samples if s is not None]
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[tuple[int, ...]], *, seed: int) -> list[tuple[int, ...]]:
+    def generate(
+        self, prompts: Sequence[tuple[int, ...]], *, seed: int, streamer: BaseStreamer | None = None
+    ) -> list[tuple[int, ...]]:
         """Completions [*] of `prompts`, the end token included where one was drawn. The caller's random state is left
-        as it was: what is drawn depends on `seed` alone."""
+        as it was: what is drawn depends on `seed` alone. streamer: is told the tokens of a single prompt's answer."""
         device = next(self.model.parameters()).device
         longest = max(map(len, prompts))
         ids = torch.full((len(prompts), longest), self.pad_id, dtype=torch.long)
@@ -98,6 +101,7 @@ class HFSampler:
                     attention_mask=mask.to(device),
                     generation_config=self._config(),
                     logits_processor=LogitsProcessorList([ValidIds(self.valid)]),
+                    streamer=streamer,
                 )
         finally:
             base.generation_config = makers
