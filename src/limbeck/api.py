@@ -22,9 +22,10 @@ from limbeck.config.defaults import Choice
 from limbeck.config.flags import to_yaml
 from limbeck.config.flat import from_flat, to_flat
 from limbeck.config.schema import Config
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, TrainError
 from limbeck.models import describe
-from limbeck.report import Console, MetricsFile, check_trackers, start_trackers, write_card, write_report
+from limbeck.report import Console, MetricsFile, check_trackers, run_card, start_trackers, write_card, write_report
+from limbeck.report.hub import check_hub, push
 from limbeck.rollouts import sample_dataset
 from limbeck.signal import Sample
 from limbeck.train import checkpoint
@@ -59,6 +60,9 @@ class Trainer:
         self.prepared = prepare(config, world_size=self.accelerator.num_processes)
         self.choices: list[Choice] = [*self.prepared.choices, *chosen]
         self.folder = Path(self.prepared.config.run.output_dir or "output")
+        self.hub_name = config.hub.hub_model_id or self.folder.name
+        if config.hub.push_to_hub:
+            check_hub(self.hub_name)
 
     def fit(self) -> Outcome:
         """Trains, evaluates, and leaves the run folder: see docs/run-folder.md."""
@@ -195,6 +199,14 @@ class Trainer:
         said = {"end": f"finished at step {outcome.step}", "max_time": f"--max_time reached at step {outcome.step}"}
         console.say(said.get(outcome.stopped_by, f"stopped by {outcome.stopped_by} at step {outcome.step}"))
         console.say(f"run folder: {self.folder}")
+        hub = self.prepared.config.hub
+        if hub.push_to_hub:
+            last = self.folder / "last"
+            try:
+                address = push(last, self.hub_name, private=hub.hub_private_repo, card=run_card(last))
+                console.say(f"pushed: {address}")
+            except TrainError as error:  # the run itself is done and kept
+                console.warn(f"{error.what}. {error.fix}")
 
     def _write_page(self) -> None:
         if self.accelerator.is_main_process and self.prepared.config.report.report_html:

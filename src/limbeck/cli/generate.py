@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 from limbeck.config.commands import GenerateConfig
+from limbeck.config.schema import Data
 from limbeck.data import load_examples, render_all
 from limbeck.errors import ConfigError, DataError
-from limbeck.models import end_token_ids, load_tokenizer, valid_ids
+from limbeck.models import end_token_ids, load_tokenizer
 from limbeck.report import MetricsFile
-from limbeck.rollouts import HFSampler, Row, Sampling
+from limbeck.rollouts import HFSampler, Row
 from limbeck.signal import Sample
-from limbeck.train.build import load_frozen
+from limbeck.train.build import load_frozen, sampler_of
 
-BATCH = 32  # prompts a `generate` call, where not given
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_completion_length")
 OWN = ("origin", "copy", "truncated", "asked")  # the columns that an answer gets beside those of its prompt
 WINDOW = 16  # batches whose prompts are sorted by length together; beyond it the file keeps the order of the rows
@@ -38,26 +38,18 @@ def run(config: GenerateConfig) -> int:
     tokenizer = load_tokenizer(m.model, revision=m.model_revision, trust_remote_code=m.trust_remote_code)
     model = load_frozen(m, device)
     end_ids = end_token_ids(tokenizer, model)
-    rows = read_prompts(config, tokenizer, end_ids)
-    sampler = HFSampler(
-        model=model,
-        sampling=Sampling(r.temperature, r.top_p, r.top_k, r.min_p, r.repetition_penalty, r.max_completion_length),
-        end_ids=end_ids,
-        pad_id=tokenizer.pad_token_id,
-        valid=valid_ids(tokenizer),
-        batch_size=r.rollout_batch_size or BATCH,
-    )
+    rows = read_prompts(config.data, config.run.seed, tokenizer, end_ids)
+    sampler = sampler_of(model, r, tokenizer, end_ids)
     # what the answers depend on beside the prompt: a file of others is not gone on with
     asked = {"model": m.model, "adapters": m.adapters, **{k: getattr(r, k) for k in SAMPLING}}
     answer(rows, sampler, tokenizer, path, seed=config.run.seed, copies=r.num_generations or 1, asked=asked)
     return 0
 
 
-def read_prompts(config: GenerateConfig, tokenizer: Any, end_ids: frozenset[int]) -> list[Row]:
+def read_prompts(data: Data, seed: int, tokenizer: Any, end_ids: frozenset[int]) -> list[Row]:
     """The rows as prompts alone; what a row has for a response is not read. Dropped rows are counted aloud."""
-    data = config.data
     examples, dropped = load_examples(
-        data.dataset, seed=config.run.seed, system=data.system, strict=data.truncation_strategy == "raise"
+        data.dataset, seed=seed, system=data.system, strict=data.truncation_strategy == "raise"
     )
     rows, over = render_all(
         [replace(e, response=None) for e in examples],

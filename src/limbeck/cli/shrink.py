@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def run(config: ShrinkConfig) -> int:
     """Cut the model and save it with its tokenizer. Returns the exit status; raises ConfigError and ModelError."""
     model_config, layers = config.model, config.shrink.keep_layers
-    output = _new_folder(config.run.output_dir)
+    output = new_folder(config.run.output_dir)
     model: Any = load_model(
         model_config.model,
         revision=model_config.model_revision,
@@ -41,10 +41,10 @@ def run(config: ShrinkConfig) -> int:
     return 0
 
 
-def _new_folder(output: Path | None) -> Path:
+def new_folder(output: Path | None) -> Path:
     """Raises ConfigError where there is no name, or something stands there already: nothing is overwritten."""
     if output is None:
-        raise ConfigError("the cut model has no place to go", where="--output_dir", fix="add --output_dir FOLDER")
+        raise ConfigError("the model has no place to go", where="--output_dir", fix="add --output_dir FOLDER")
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise ConfigError(
             f"{output} exists and is not an empty folder",

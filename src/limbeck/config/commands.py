@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from limbeck.config.room import Count, Name, Room, listed
-from limbeck.config.schema import Config, Data, Method, Model, Optim, Report, Rollout, Run, Teacher
+from limbeck.config.after import ExportConfig, InferConfig
+from limbeck.config.room import Count, Name, Names, Room, listed
+from limbeck.config.schema import Config, Data, Method, Model, Optim, Report, Reward, Rollout, Run, Teacher
 
 Layers = Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(listed)]
 
@@ -35,8 +36,11 @@ class Answers(Room):
 
 
 class Findings(Room):
-    """What is written."""
+    """What is measured beside --model, and what is written."""
 
+    checkpoints: Names = Field(default=[])
+    """Folders to measure one after the other, as a table, instead of --model itself: whole models, adapters of --model,
+    or run folders with all their checkpoints."""
     result_path: Path | None = None
     """A .json file for the numbers, which are printed in any case."""
 
@@ -132,7 +136,9 @@ class EvalConfig(Room):
     model: Model
     data: Data = Data()
     method: Method = Method()
+    reward: Reward = Reward()
     teacher: Teacher = Teacher()
+    rollout: Rollout = Rollout()
     optim: Optim = Optim()
     run: Run = Run()
     output: Findings = Findings()
@@ -183,6 +189,8 @@ class DeployConfig(Room):
 
 ALL: tuple[str, ...] = ("*",)
 _LOADING = ("model", "model_revision", "torch_dtype", "attn_impl", "adapters", "trust_remote_code")
+_DRAWING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_completion_length")
+_SAMPLING = (*_DRAWING, "num_generations", "rollout_batch_size")
 _TRAINING: dict[str, tuple[str, ...]] = dict.fromkeys(Config.model_fields, ALL)
 
 
@@ -251,16 +259,7 @@ COMMANDS: dict[str, Command] = {
             {
                 "model": _LOADING,
                 "data": ("dataset", "system", "max_length", "truncation_strategy"),
-                "rollout": (
-                    "temperature",
-                    "top_p",
-                    "top_k",
-                    "min_p",
-                    "repetition_penalty",
-                    "max_completion_length",
-                    "num_generations",
-                    "rollout_batch_size",
-                ),
+                "rollout": _SAMPLING,
                 "run": ("seed", "use_cpu", "debug"),
                 "output": ALL,
             },
@@ -294,15 +293,20 @@ COMMANDS: dict[str, Command] = {
                 "data": ("dataset", "system", "max_length", "truncation_strategy", "loss_scale"),
                 "method": ("loss_temperature", "gkd_logits_topk", "topk_mode"),
                 "teacher": ("teacher_model", "teacher_model_revision", "teacher_adapters", "teacher_torch_dtype"),
+                "reward": ALL,
+                "rollout": _SAMPLING,
                 "optim": ("per_device_eval_batch_size",),
-                "run": ("use_cpu", "debug"),
+                "run": ("seed", "use_cpu", "debug"),
                 "output": ALL,
             },
             _MODEL | _DATASET,
             (
                 "limbeck eval --model student --teacher_model teacher --dataset heldout.jsonl",
+                "limbeck eval --model base --checkpoints output/run --dataset heldout.jsonl     # all of a run's",
+                "limbeck eval --model student --dataset problems.jsonl --reward_funcs accuracy  # of sampled answers",
                 "limbeck eval output/run/config.yaml --model output/run/last      # its own --val_dataset",
             ),
+            presets={"temperature": 0.0},
             aliases={"val_dataset": "dataset"},
         ),
         Command(
@@ -321,6 +325,42 @@ COMMANDS: dict[str, Command] = {
                 "tensor_parallel_size": "vllm_tensor_parallel_size",
                 "gpu_memory_utilization": "vllm_gpu_memory_utilization",
             },
+        ),
+        Command(
+            "infer",
+            "talk with a model, or two side by side",
+            InferConfig,
+            {
+                "model": _LOADING,
+                "data": ("dataset", "system", "max_length", "truncation_strategy"),
+                "rollout": _SAMPLING,
+                "run": ("seed", "use_cpu", "debug"),
+                "output": ALL,
+            },
+            {},
+            (
+                "limbeck infer --model student                                 # a conversation in the terminal",
+                "limbeck infer --model student --other_model teacher           # two answers side by side",
+                "limbeck infer --model output/run/last --val_dataset prompts.jsonl --result_path answers.jsonl",
+            ),
+            aliases={"val_dataset": "dataset"},
+        ),
+        Command(
+            "export",
+            "write a model as others take it: merged, cast, GGUF, on the hub",
+            ExportConfig,
+            {
+                "model": _LOADING,
+                "export": ALL,
+                "hub": ALL,
+                "run": ("output_dir", "debug"),
+            },
+            {"output_dir": "--output_dir FOLDER"},
+            (
+                "limbeck export --model base --adapters output/run/last --output_dir merged --torch_dtype bfloat16",
+                "limbeck export --model output/run/last --output_dir out --gguf_type q8_0",
+                "limbeck export --model output/run/last --output_dir out --push_to_hub --hub_model_id me/student",
+            ),
         ),
         Command(
             "data score",

@@ -38,10 +38,10 @@ from limbeck.config.room import (
 
 
 class Model(Room):
-    """The student."""
+    """The model: the student, where one is trained."""
 
     model: Name
-    """Student: hub id, folder or .gguf file."""
+    """Hub id, folder or .gguf file."""
     model_revision: str | None = None
     """Branch, tag or commit of a hub id."""
     torch_dtype: Dtype = "auto"
@@ -361,6 +361,17 @@ class Report(Room):
     """Write report.html."""
 
 
+class Hub(Room):
+    """The Hugging Face hub; the key is taken from HF_TOKEN or `hf auth login`."""
+
+    push_to_hub: bool = False
+    """Put the model and its card on the hub when it is done."""
+    hub_model_id: str | None = None
+    """Its id there, as ORGANISATION/NAME or NAME; by default the folder's name."""
+    hub_private_repo: bool = False
+    """Let only you see it, where it is not there yet."""
+
+
 class Config(Room):
     """A training run: `limbeck rlhf`, `limbeck sft`, `limbeck.distil`."""
 
@@ -374,3 +385,4 @@ class Config(Room):
     optim: Optim = Optim()
     run: Run = Run()
     report: Report = Report()
+    hub: Hub = Hub()

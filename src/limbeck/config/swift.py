@@ -136,7 +136,9 @@ FLAGS: dict[str, Entry] = {
         "leave it out: last/ holds the last model, and trainer_state.json names the best checkpoint", _NO
     ),
     "save_safetensors": Refused("leave it out: weights are always safetensors", ("true",)),
-    "push_to_hub": Refused("leave it out, and upload the run folder's last/ with `hf upload`", _NO),
+    "hub_token": Refused("put it into the environment as HF_TOKEN, or log in with `hf auth login`"),
+    "hub_strategy": Refused("leave it out: the model is pushed once, when it is done", ("end",)),
+    "stream": NotNeeded("a conversation in the terminal streams, a data set does not"),
     "neftune_noise_alpha": Refused("leave it out: student and teacher are scored without noise", ("none", "0")),
     "use_dora": Refused("leave it out: plain LoRA adapters", _NO),
     "use_rslora": Refused("leave it out, and set --lora_alpha to the scale you want", _NO),

@@ -9,40 +9,25 @@ from typing import Any
 
 import yaml
 
-from limbeck.report.folder import Run, read_run
+from limbeck.report.console import FIELDS, sparkline
+from limbeck.report.folder import Run, read_run, spread
 from limbeck.report.format import duration, number
 from limbeck.report.results import evaluation_of, held_out, measures
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
-# what a reader wants to know of the configuration, where it is set
-HYPERPARAMETERS = (
-    "beta",
-    "lmbda",
-    "temperature",
-    "loss_temperature",
-    "topk_mode",
-    "gkd_logits_topk",
-    "sft_alpha",
-    "teacher_kl_coef",
-    "num_generations",
-    "max_length",
-    "max_completion_length",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_ratio",
-    "weight_decay",
-    "max_grad_norm",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "tuner_type",
-    "lora_rank",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
-    "torch_dtype",
-    "seed",
+# what a reader wants to know of the configuration: for every run, and beside it what the run's own method looks at
+_ALWAYS = (
+    *("max_length", "learning_rate", "lr_scheduler_type", "warmup_ratio", "weight_decay", "max_grad_norm"),
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("tuner_type", "torch_dtype", "seed"),
+)
+_LORA = ("lora_rank", "lora_alpha", "lora_dropout", "target_modules")
+_SAMPLED = ("temperature", "top_p", "top_k", "min_p", "max_completion_length", "num_generations")
+_DIVERGENCE = ("loss_temperature", "jsd_normalize", "token_loss_clip")
+_POLICY = ("loss_type", "epsilon", "epsilon_high", "num_iterations", "advantage_estimator", "scale_rewards")
+CURVES = (
+    *("loss", "forward_kl", "reverse_kl", "topk_forward_kl", "topk_reverse_kl", "top1_agreement", "ce"),
+    *("reward/mean", "completion_length/mean", "grad_norm"),
 )
 METHOD_ROW = ("sampling", "divergence", "granularity", "path", "source")
 
@@ -90,8 +75,17 @@ def write_card(run_dir: Path | str) -> Path:
 
 def card(run: Run) -> str:
     """The card as Markdown with its YAML front matter."""
-    sections = (_head, _method, _data, _results, _hyperparameters, _use, _citations)
+    sections = (_head, _method, _data, _results, _curves, _hyperparameters, _use, _citations)
     return _front_matter(run) + "\n\n".join(text for section in sections if (text := section(run))) + "\n"
+
+
+def run_card(model: Path) -> str | None:
+    """The card of the run that left this model folder (`RUN/last`, `RUN/checkpoint-N`), for wherever the model goes:
+    it names no file of the run. None where the folder lies in no run."""
+    run_dir = model.resolve().parent
+    if not (model.is_dir() and (run_dir / "env.json").is_file() and (run_dir / "summary.json").is_file()):
+        return None
+    return re.sub(r" Curves, samples and .*?\(report\.html\)\.", "", card(read_run(run_dir, completions=0)))
 
 
 def is_hub_id(name: str) -> bool:
@@ -178,13 +172,50 @@ def _results(run: Run) -> str:
     return f"## Evaluation\n\nOn held-out rows{f' ({where})' if where else ''}.\n\n{table}"
 
 
+def _curves(run: Run) -> str:
+    """Every metric of the console that a step has, as a line of bars from the first logged step to the last."""
+    rows = []
+    for name, title, _ in FIELDS:
+        values = [float(row[name]) for row in run.train if isinstance(row.get(name), (int, float))]
+        if name in CURVES and len(values) > 1:
+            chosen = [values[i] for i in spread(len(values), 32)]
+            rows.append([title, f"`{sparkline(chosen)}`", number(values[0]), number(values[-1])])
+    return "## Training\n\n" + _table(("", "over the steps", "first", "last"), rows) if rows else ""
+
+
 def _hyperparameters(run: Run) -> str:
     flat, last = run.flat_config, run.train[-1] if run.train else {}
-    rows = [[f"`{key}`", _setting(flat[key])] for key in HYPERPARAMETERS if flat.get(key) is not None]
+    rows = [[f"`{key}`", _setting(flat[key])] for key in settings(run) if flat.get(key) is not None]
     rows += [["steps", number(run.last_step)]] if run.last_step is not None else []
     rows += [["tokens", number(last["tokens"])]] if last.get("tokens") is not None else []
     rows += [["wall time", duration(run.summary["seconds"])]] if "seconds" in run.summary else []
     return "## Hyperparameters\n\n" + _table(("name", "value"), rows) if rows else ""
+
+
+def settings(run: Run) -> list[str]:
+    """The flags that had a say in this run, by its method's row: the sampler's where the student sampled, a teacher's
+    where there was one, and so on."""
+    row, flat = _row(run), run.flat_config
+    policy = row.get("path") == "advantage"
+    taught = row.get("source") not in ("none", None)
+    sampled = row.get("sampling") not in ("dataset", None)
+    names: list[str] = []
+    if taught and not policy:
+        names += ["beta", "lmbda", *_DIVERGENCE]
+        names += ["sft_alpha"] if flat.get("sft_alpha") else []
+    if policy:
+        names += ["beta"] if flat.get("beta") else []
+        names += _POLICY
+        names += ["reward_funcs", "reward_weights"] if flat.get("reward_funcs") else []
+        names += ["teacher_kl_coef", "opd_signal", "loss_temperature", "teacher_logratio_clip"] if taught else []
+    if taught and flat.get("gkd_logits_topk"):
+        names += ["gkd_logits_topk", "topk_mode", "topk_support"]
+    if sampled:
+        names += _SAMPLED
+    names += ["teacher_ema_decay"] if str(row.get("source", "")).startswith("ema") else []
+    lora = _LORA if flat.get("tuner_type") == "lora" else ()
+    silent = {"jsd_normalize": False, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "reward_weights": []}
+    return [name for name in (*names, *_ALWAYS, *lora) if flat.get(name) != silent.get(name, ...)]
 
 
 def _setting(value: Any) -> str:

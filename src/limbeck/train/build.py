@@ -15,11 +15,11 @@ from torch import nn
 from transformers import PreTrainedModel, get_scheduler
 
 from limbeck.config.defaults import Choice
-from limbeck.config.schema import Config, Model
+from limbeck.config.schema import Config, Model, Rollout
 from limbeck.errors import ConfigError
 from limbeck.losses import PolicyLoss
-from limbeck.models import add_lora, check_head, dropout_off, enable_packing, load_model, unwrap
-from limbeck.rewards import RewardTable, score
+from limbeck.models import add_lora, check_head, dropout_off, enable_packing, load_model, unwrap, valid_ids
+from limbeck.rewards import NamedReward, RewardTable, score
 from limbeck.rollouts import HFSampler, Sampling, sample_dataset
 from limbeck.signal import Sample
 from limbeck.teachers import Teacher
@@ -212,23 +212,35 @@ def build_judge(prepared: Prepared, reference: Teacher | None, say: Callable[[st
 
 def build_reward(prepared: Prepared, say: Callable[[str], None]) -> Reward | None:
     """The rewards' table of samples; a failure is counted in it and said once a reason."""
-    rewards, tokenizer = prepared.rewards, prepared.tokenizer
-    if not rewards:
+    if not prepared.rewards:
         return None
+    timeout = prepared.config.reward.reward_timeout
 
     def reward(samples: Sequence[Sample]) -> RewardTable:
-        ids = [_without_end(s.tokens.targets, prepared.end_ids) for s in samples]
-        return score(
-            rewards,
-            [tokenizer.decode(own) for own in ids],  # with its special tokens: <think> may be one
-            [s.example.columns for s in samples],
-            prompts=[s.example.prompt for s in samples],
-            completion_ids=ids,
-            timeout=prepared.config.reward.reward_timeout,
-            warn=lambda text: say(f"WARNING: {text}"),
-        )
+        return reward_samples(prepared.rewards, samples, prepared.tokenizer, prepared.end_ids, timeout, say)
 
     return reward
+
+
+def reward_samples(
+    rewards: Sequence[NamedReward],
+    samples: Sequence[Sample],
+    tokenizer: Any,
+    end_ids: frozenset[int],
+    timeout: float,
+    say: Callable[[str], None],
+) -> RewardTable:
+    """What the rewards give for the samples' texts, end tokens left off. timeout: seconds for all of them."""
+    ids = [_without_end(s.tokens.targets, end_ids) for s in samples]
+    return score(
+        rewards,
+        [tokenizer.decode(own) for own in ids],  # with its special tokens: <think> may be one
+        [s.example.columns for s in samples],
+        prompts=[s.example.prompt for s in samples],
+        completion_ids=ids,
+        timeout=timeout,
+        warn=lambda text: say(f"WARNING: {text}"),
+    )
 
 
 def _without_end(ids: Sequence[int], end_ids: frozenset[int]) -> list[int]:
@@ -237,16 +249,25 @@ def _without_end(ids: Sequence[int], end_ids: frozenset[int]) -> list[int]:
 
 
 def build_sampler(prepared: Prepared, accelerator: Accelerator, model: nn.Module) -> HFSampler:
-    r = prepared.config.rollout
+    tokenizer, ends = prepared.tokenizer, prepared.end_ids
+    return sampler_of(
+        model, prepared.config.rollout, tokenizer, ends, valid=prepared.valid, autocast=accelerator.autocast
+    )
+
+
+def sampler_of(
+    model: nn.Module, r: Rollout, tokenizer: Any, end_ids: frozenset[int], *, valid: int | None = None, **more: Any
+) -> HFSampler:
+    """Samples from `model` as the flags say."""
     return HFSampler(
         model=model,
         sampling=Sampling(r.temperature, r.top_p, r.top_k, r.min_p, r.repetition_penalty, r.max_completion_length),
-        end_ids=prepared.end_ids,
-        pad_id=prepared.tokenizer.pad_token_id,
-        valid=prepared.valid,
+        end_ids=end_ids,
+        pad_id=tokenizer.pad_token_id,
+        valid=valid_ids(tokenizer) if valid is None else valid,
         batch_size=r.rollout_batch_size or ROLLOUT_BATCH,
-        autocast=accelerator.autocast,
         keeps_logprobs=r.rollout_importance_sampling_mode is not None or r.log_rollout_offpolicy_metrics,
+        **more,
     )
 
 

@@ -345,5 +345,17 @@ def test_yaml_round_trip(command, resolved, write):
 
 def test_yaml_is_by_room_and_plain():
     tree = yaml.safe_load(to_yaml(rlhf("--output_dir", "o")))
-    assert list(tree) == ["model", "data", "method", "policy", "reward", "teacher", "rollout", "optim", "run", "report"]
+    assert list(tree) == [
+        "model",
+        "data",
+        "method",
+        "policy",
+        "reward",
+        "teacher",
+        "rollout",
+        "optim",
+        "run",
+        "report",
+        "hub",
+    ]
     assert tree["run"]["output_dir"] == "o"

@@ -1,0 +1,74 @@
+"""`limbeck infer`: conversations through a pipe, two models, and the answers to a data set."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from limbeck.cli.main import main
+
+DRAW = ("--temperature", "0", "--max_completion_length", "8", "--use_cpu")
+
+
+def talk(monkeypatch, lines: list[str], *argv: object) -> int:
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
+    return main(["infer", *map(str, argv), *DRAW])
+
+
+def greedy(folder: Path, messages: list[dict[str, str]]) -> str:
+    """What plain transformers says."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    logits_end = model.generate(ids, max_new_tokens=8, do_sample=False, suppress_tokens=[*range(len(tokenizer), 325)])
+    return tokenizer.decode(logits_end[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_a_conversation_remembers_until_it_is_cleared(tiny: Path, monkeypatch, capsys) -> None:
+    lines = ["a cat", "then", "/clear", "then", "/system the house", "a cat", "/quit", "never read"]
+    assert talk(monkeypatch, lines, "--model", tiny / "student") == 0
+    said = capsys.readouterr().out
+    first = greedy(tiny / "student", [{"role": "user", "content": "a cat"}])
+    memory = [{"role": "user", "content": "a cat"}, {"role": "assistant", "content": first.strip()}]
+    then = {"role": "user", "content": "then"}
+    expected = [first, greedy(tiny / "student", [*memory, then]), greedy(tiny / "student", [then])]
+    system = [{"role": "system", "content": "the house"}, {"role": "user", "content": "a cat"}]
+    expected.append(greedy(tiny / "student", system))
+    assert said == "".join(text + "\n" for text in expected)
+
+
+def test_two_models_answer_each_with_its_own_memory(tiny: Path, monkeypatch, capsys) -> None:
+    two = ("--model", tiny / "student", "--other_model", tiny / "teacher")
+    assert talk(monkeypatch, ["a cat"], *two) == 0
+    said = capsys.readouterr().out
+    asked = [{"role": "user", "content": "a cat"}]
+    assert said == "".join(f"{name}: {greedy(tiny / name, asked)}\n" for name in ("student", "teacher"))
+
+
+def test_a_data_set_is_answered_as_generate_does(tiny: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "infer.jsonl", tmp_path / "generate.jsonl"]
+    argv = ["--model", str(tiny / "student"), *DRAW, "--val_dataset"]
+    assert main(["infer", *argv, str(tiny / "held_out.jsonl"), "--result_path", str(files[0])]) == 0
+    argv[-1] = "--dataset"
+    assert main(["generate", *argv, str(tiny / "held_out.jsonl"), "--result_path", str(files[1])]) == 0
+    rows = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 6
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "there is no model"),
+        (["--model", "{tiny}/student", "--result_path", "a.jsonl"], "no rows to answer"),
+        (["--model", "{tiny}/student", "--val_dataset", "{tiny}/rows.jsonl"], "no place for the answers"),
+        (["--model", "{tiny}/student", "--infer_backend", "vllm"], "no choice 'vllm'"),
+    ],
+)
+def test_refusals(tiny: Path, argv: list[str], said: str, capsys) -> None:
+    assert main(["infer", *(word.format(tiny=tiny) for word in argv)]) == 2
+    assert said in capsys.readouterr().err
