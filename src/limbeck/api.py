@@ -91,7 +91,7 @@ class Trainer:
                 hooks.state = progress.state
                 console.say(f"resuming from {resumed_from} at step {progress.state.global_step}")
             step = progress.state.global_step
-            for file in (book.metrics, book.completions):
+            for file in (book.metrics, book.completions, book.histograms):
                 if file is not None:
                     file.rewind(step if resumed_from else -1)
             start_trackers(
@@ -149,6 +149,7 @@ class Trainer:
             metrics=MetricsFile(self.folder / "metrics.jsonl", enabled=main),
             completions=completions if config.report.log_completions else None,
             tokenizer=prepared.tokenizer,
+            histograms=MetricsFile(self.folder / "histograms.jsonl", enabled=main),
             keep=run.save_total_limit,
             metric_for_best=run.metric_for_best_model,
             greater_is_better=bool(run.greater_is_better),

@@ -21,6 +21,9 @@ from limbeck.train.completions import describe
 from limbeck.train.evaluate import evaluate
 from limbeck.train.hooks import Hooks, will_log
 from limbeck.train.step import NonFinite, Parts, StepResult, train_step
+from limbeck.train.tally import Tally
+
+PAGE_SECONDS = 60  # the run's page is written anew at least this often: some 0.1 s
 
 
 @dataclass
@@ -32,12 +35,15 @@ class Book:
     metrics: MetricsFile
     completions: MetricsFile | None
     tokenizer: Any
+    histograms: MetricsFile | None = None
     keep: int | None = None  # checkpoints
     metric_for_best: str = "eval_loss"
     greater_is_better: bool = False
     max_seconds: float | None = None
     eval_batch: int = 1
     refresh: Callable[[], None] = lambda: None  # called when there is something new to show: the run's page
+    tally: Tally = field(default_factory=Tally)  # since the last line; a resume starts a new one
+    shown: float = field(default_factory=time.monotonic)  # when the page was last written
 
 
 @dataclass
@@ -83,6 +89,7 @@ def fit(
                 raise
             progress.seconds = time.monotonic() - began
             control = _account(parts, progress, hooks, result)
+            book.tally.add_lengths(scored.sample for scored in result.samples)
             if control.should_log or stats:
                 _log(parts, progress, hooks, book, result)
             else:
@@ -96,8 +103,9 @@ def fit(
                 outcome.evaluation["after"] = after
                 hooks.call("on_evaluate", metrics=after)
             reason = _reason_to_stop(parts, progress, book, interrupted, control.should_training_stop)
-            if control.should_evaluate or control.should_save:
+            if control.should_evaluate or control.should_save or time.monotonic() - book.shown > PAGE_SECONDS:
                 book.refresh()
+                book.shown = time.monotonic()
             if control.should_save or (reason and reason != "end"):
                 path = checkpoint.save(parts, progress, book.tokenizer, book.folder, keep=book.keep)
                 book.console.say(f"saved {path.name}" + (f" ({reason})" if reason else ""))
@@ -179,8 +187,17 @@ def _log(parts: Parts, progress: checkpoint.Progress, hooks: Hooks, book: Book, 
     hooks.call("on_log", logs=line)
     if book.completions is not None and result.samples and parts.accelerator.is_main_process:
         student = parts.accelerator.unwrap_model(parts.student)
-        shown = describe(parts.accelerator, student, result.samples[0], book.tokenizer, parts.pad_id)
+        asked = parts.teacher.ask if parts.teacher is not None else None
+        shown = describe(parts.accelerator, student, result.samples[0], book.tokenizer, parts.pad_id, asked)
         book.completions.write({"step": state.global_step, **shown})
+    if book.histograms is not None:
+        for sample, values in result.divergences:
+            book.tally.add_divergence(sample, values)
+        line = book.tally.result(parts.accelerator, book.tokenizer)
+        if book.completions is None:  # asked for no text
+            del line["prompts"]
+        book.histograms.write({"step": state.global_step, **line})
+        book.tally = Tally()
 
 
 def _evaluate(

@@ -101,7 +101,7 @@ class Generation:
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """loss, tokens (active ones): over all ranks. learning_rate: this step's. stats: this rank's sums and counts over
-    tokens by name."""
+    tokens by name. divergences: where statistics were asked for, each sample's, [N] on the host; NaN: filtered."""
 
     loss: float
     tokens: int
@@ -111,6 +111,7 @@ class StepResult:
     samples: list[Scored]
     stats: dict[str, tuple[float, int]]
     seconds: float
+    divergences: list[tuple[Sample, list[float]]] = field(default_factory=list)
 
 
 class NonFinite(TrainError):
@@ -266,7 +267,7 @@ def learn(parts: Parts, batches: list[list[Scored]], source: Source, *, stats: b
     tokens = int(parallel.total(accelerator, sum(s.sample.n_active for s in flat)))
     amount = tokens if parts.judge is None else parallel.total(accelerator, parts.judge.amount(flat))
     n_forwards = parallel.highest(accelerator, len(batches))  # ranks go through equal numbers of forwards
-    loss_sum, sums, culprits = 0.0, {}, []
+    loss_sum, sums, culprits, divergences = 0.0, {}, [], []
     for i in range(n_forwards):
         batch = batches[i] if i < len(batches) else []
         micro = micro_batch(batch, parts.pad_id, accelerator.device)
@@ -282,6 +283,7 @@ def learn(parts: Parts, batches: list[list[Scored]], source: Source, *, stats: b
         found = {name: (float(x.double().sum()), x.numel()) for name, x in known.items()}
         if stats and batch:
             found |= shares(micro.batch, parts.packs)
+            divergences += _by_sample(token_stats, batch)
         for name, (more, of) in found.items():
             before, count = sums.get(name, (0.0, 0))
             sums[name] = before + more, count + of
@@ -308,6 +310,7 @@ def learn(parts: Parts, batches: list[list[Scored]], source: Source, *, stats: b
         samples=flat,
         stats=sums,
         seconds=time.perf_counter() - began,
+        divergences=divergences,
     )
 
 
@@ -347,6 +350,13 @@ def _by_teacher(stats: Stats, scored: Sequence[Scored]) -> Stats:
     each = stats["divergence"].split([s.sample.n_active for s in scored])
     mine = {name: [d for d, s in zip(each, scored, strict=True) if s.teacher == name] for name in names}
     return stats | {f"divergence/{name}": torch.cat(parts) for name, parts in mine.items()}
+
+
+def _by_sample(stats: Stats, scored: Sequence[Scored]) -> list[tuple[Sample, list[float]]]:
+    if "divergence" not in stats:
+        return []
+    each = stats["divergence"].cpu().split([s.sample.n_active for s in scored])
+    return [(s.sample, values.tolist()) for s, values in zip(scored, each, strict=True)]
 
 
 def shares(batch: Batch, packs: bool) -> dict[str, tuple[int, int]]:
