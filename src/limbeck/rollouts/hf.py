@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-<<<<<<< HEAD
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -18,10 +17,7 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-=======
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
->>>>>>> face
 
 from limbeck.errors import TrainError
 from limbeck.models import unwrap
@@ -112,25 +108,18 @@ class HFSampler:
                 done([sample for i in places if (sample := samples[i]) is not None])
         return [s for s in samples if s is not None]
 
-<<<<<<< HEAD
-    def generate(self, prompts: Sequence[tuple[int, ...]], *, seed: int) -> list[tuple[int, ...]]:
-        """Completions [*] of `prompts`, the end token included where one was drawn. The caller's random state is left
-        as it was: what is drawn depends on `seed` alone."""
-        return [ids for ids, _ in self.draw(prompts, seed=seed)]
-
-    @torch.no_grad()
-    def draw(
-        self, prompts: Sequence[tuple[int, ...]], *, seed: int
-    ) -> list[tuple[tuple[int, ...], tuple[float, ...] | None]]:
-        """As `generate`, each with its tokens' log-probabilities where they are kept."""
-=======
-    @torch.no_grad()
     def generate(
         self, prompts: Sequence[tuple[int, ...]], *, seed: int, streamer: BaseStreamer | None = None
     ) -> list[tuple[int, ...]]:
         """Completions [*] of `prompts`, the end token included where one was drawn. The caller's random state is left
         as it was: what is drawn depends on `seed` alone. streamer: is told the tokens of a single prompt's answer."""
->>>>>>> face
+        return [ids for ids, _ in self.draw(prompts, seed=seed, streamer=streamer)]
+
+    @torch.no_grad()
+    def draw(
+        self, prompts: Sequence[tuple[int, ...]], *, seed: int, streamer: BaseStreamer | None = None
+    ) -> list[tuple[tuple[int, ...], tuple[float, ...] | None]]:
+        """As `generate`, each with its tokens' log-probabilities where they are kept."""
         device = next(self.model.parameters()).device
         longest = max(map(len, prompts))
         ids = torch.full((len(prompts), longest), self.pad_id, dtype=torch.long)
@@ -151,12 +140,8 @@ class HFSampler:
                     input_ids=ids.to(device),
                     attention_mask=mask.to(device),
                     generation_config=self._config(),
-<<<<<<< HEAD
                     logits_processor=LogitsProcessorList(self._processors(record)),
-=======
-                    logits_processor=LogitsProcessorList([ValidIds(self.valid)]),
                     streamer=streamer,
->>>>>>> face
                 )
         finally:
             base.generation_config = makers
