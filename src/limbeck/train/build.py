@@ -48,9 +48,15 @@ def make_accelerator(config: Config) -> tuple[Accelerator, list[Choice]]:
 
 
 def build(
-    prepared: Prepared, accelerator: Accelerator, *, checkpoint: Path | None, say: Callable[[str], None] = print
+    prepared: Prepared,
+    accelerator: Accelerator,
+    *,
+    checkpoint: Path | None,
+    say: Callable[[str], None] = print,
+    state: Callable[[], Any] = lambda: None,
 ) -> tuple[Parts, list[Choice]]:
-    """Loads and prepares everything that a step works with. `checkpoint`: take the student's weights from there."""
+    """Loads and prepares everything that a step works with. `checkpoint`: take the student's weights from there.
+    `state`: the run's `TrainerState` as it is when rewards ask for it."""
     config, choices = prepared.config, []
     model = build_student(config, checkpoint)
     check_head(model)
@@ -94,7 +100,7 @@ def build(
         optimizer=optimizer,
         scheduler=scheduler,
         pad_id=prepared.tokenizer.pad_token_id,
-        judge=build_judge(prepared, reference, say),
+        judge=build_judge(prepared, reference, say, state),
         packs=packs,
     )
     return parts, choices
@@ -182,7 +188,9 @@ def policy_loss(config: Config) -> PolicyLoss:
     )
 
 
-def build_judge(prepared: Prepared, reference: Teacher | None, say: Callable[[str], None]) -> Judge | None:
+def build_judge(
+    prepared: Prepared, reference: Teacher | None, say: Callable[[str], None], state: Callable[[], Any]
+) -> Judge | None:
     """What settles the advantages on path B; None on path A."""
     config, p = prepared.config, prepared.config.policy
     if prepared.method.path != "advantage":
@@ -202,12 +210,14 @@ def build_judge(prepared: Prepared, reference: Teacher | None, say: Callable[[st
         scale=p.scale_rewards,
         overlong_filter=p.overlong_filter,
         top_entropy=p.top_entropy_quantile,
-        reward=build_reward(prepared, say),
+        reward=build_reward(prepared, say, state),
         reference=reference,
     )
 
 
-def build_reward(prepared: Prepared, say: Callable[[str], None]) -> Reward | None:
+def build_reward(
+    prepared: Prepared, say: Callable[[str], None], state: Callable[[], Any] = lambda: None
+) -> Reward | None:
     """The rewards' table of samples; a failure is counted in it and said once a reason."""
     rewards, tokenizer = prepared.rewards, prepared.tokenizer
     if not rewards:
@@ -221,6 +231,7 @@ def build_reward(prepared: Prepared, say: Callable[[str], None]) -> Reward | Non
             [s.example.columns for s in samples],
             prompts=[s.example.prompt for s in samples],
             completion_ids=ids,
+            trainer_state=state(),
             timeout=prepared.config.reward.reward_timeout,
             warn=lambda text: say(f"WARNING: {text}"),
         )

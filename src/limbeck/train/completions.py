@@ -19,7 +19,8 @@ def describe(accelerator: Accelerator, student: StudentStep, scored: Scored, tok
     """A line of completions.jsonl. student: a `StudentStep`, unwrapped. One forward of one sequence.
 
     "divergence" [N] is the objective's; "student_logp" and "teacher_logp" [N] are of the token that stands there, at
-    temperature 1 (the teacher's only where its whole distribution is known).
+    temperature 1 (the teacher's only where its whole distribution is known). On path B "advantage" [N] is what the
+    token was judged, the reward's part and the teacher's together, and "logratio" [N] the teacher's d_t in it.
     """
     training = student.training
     student.eval()
@@ -46,6 +47,8 @@ def describe(accelerator: Accelerator, student: StudentStep, scored: Scored, tok
         "divergence": _rounded(stats.get("divergence")),
         "student_logp": _rounded(student_logp),
         "teacher_logp": _rounded(teacher_logp),
+        "advantage": _rounded(None if scored.policy is None else scored.policy.advantage),
+        "logratio": _rounded(None if scored.policy is None else scored.policy.logratio),
         "truncated": sample.truncated,
     }
 
