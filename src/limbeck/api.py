@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from limbeck.rollouts import sample_dataset
 from limbeck.signal import Sample
 from limbeck.train import checkpoint
 from limbeck.train.build import build, make_accelerator
+from limbeck.train.guards import collapse_of, guards_of
 from limbeck.train.hooks import Hooks, as_training_arguments
 from limbeck.train.loop import Book, Outcome, fit, peak_memory_gib
 from limbeck.train.meter import Meter
@@ -73,7 +75,9 @@ class Trainer:
         accelerator.wait_for_everyone()
         set_seed(config.run.seed)
         with Console(enabled=main) as console:
-            parts, chosen = build(prepared, accelerator, checkpoint=resumed_from, say=console.say)
+            parts, chosen = build(
+                prepared, accelerator, checkpoint=resumed_from, say=console.say, state=lambda: self._progress.state
+            )
             if main:  # not before: a run that cannot be built must not use up its folder
                 self.folder.mkdir(parents=True, exist_ok=True)
                 (self.folder / "config.yaml").write_text(to_yaml(config))
@@ -156,8 +160,10 @@ class Trainer:
             max_seconds=run.max_time,
             eval_batch=config.optim.per_device_eval_batch_size or config.optim.per_device_train_batch_size,
             refresh=self._write_page,
+            collapse=partial(collapse_of, guards_of(run), run.collapse_window),
         )
-        return checkpoint.Progress(state, Meter()), hooks, book
+        self._progress = checkpoint.Progress(state, Meter())
+        return self._progress, hooks, book
 
     def _held_out(self, parts: Parts) -> Callable[[int], dict[str, Sequence[Sample]]]:
         """The samples of an evaluation: the dataset's responses, and fresh ones under another name where asked."""

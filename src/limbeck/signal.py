@@ -109,7 +109,7 @@ class Policy:
 
     weight: of the loss type, 0 where a token is filtered out. old_logp: None while the weights are still those that
     scored it. keep: share of the policy's part, where tokens are chosen by entropy. amount: its part of the step's
-    denominator.
+    denominator. logratio: d_t, the part of the advantage that is the teacher's but for its weight; None without one.
     """
 
     advantage: Tensor
@@ -118,6 +118,7 @@ class Policy:
     old_logp: Tensor | None = None
     ref_logp: Tensor | None = None
     keep: Tensor | None = None
+    logratio: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

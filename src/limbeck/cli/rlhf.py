@@ -9,7 +9,12 @@ from limbeck.config.schema import Config
 
 
 def run(config: Config) -> int:
-    """0 at the end, at --max_time and at a callback's word; 128 + n after signal n, as shells have it."""
+    """0 at the end, at --max_time and at a callback's word; 128 + n after signal n, as shells have it.
+
+    Raises Collapse, whose exit status is 3, where --stop_on_collapse paused the run.
+    """
     outcome = Trainer(config).fit()
+    if outcome.collapse is not None:
+        raise outcome.collapse
     caught = getattr(signal.Signals, outcome.stopped_by, None) if outcome.stopped_by.startswith("SIG") else None
     return 128 + caught if caught else 0

@@ -242,7 +242,7 @@ COMMANDS: dict[str, Command] = {
                 "reward": (),
                 "teacher": (),
                 "rollout": (),
-                "run": tuple(name for name in Run.model_fields if name != "eval_on_policy"),
+                "run": tuple(n for n in Run.model_fields if n != "eval_on_policy" and "collapse" not in n),
                 "report": tuple(name for name in Report.model_fields if name != "log_completions"),
             },
             _MODEL | _DATASET,

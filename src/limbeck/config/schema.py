@@ -167,6 +167,8 @@ class Reward(Room):
     """How long the rewards of a batch may take before its values count as missing."""
     accuracy_time_limit: Seconds = 5
     """accuracy, cosine: how long one answer may take; over it the reward is missing, not 0."""
+    accuracy_workers: Count = 2
+    """accuracy, cosine: processes that compare answers."""
     cosine_min_len_value_wrong: float = -0.5
     """cosine: reward of the shortest wrong answer."""
     cosine_max_len_value_wrong: float = 0.0
@@ -342,6 +344,17 @@ class Run(Room):
     """Whether that metric should grow; by default decided from its name."""
     max_time: Seconds | None = None
     """Save and stop after this time: seconds, or 2h30m."""
+    stop_on_collapse: bool = False
+    """Save and stop, with exit status 3, where one of the figures below is beyond its limit in --collapse_window lines
+    of the log in a row."""
+    collapse_entropy: NotNegative = 0.01
+    """Entropy of the student's next token below this, in nats: it always says the same."""
+    collapse_truncated: Fraction = 0.9
+    """Share of the samples that ran out of tokens above this: answers do not end."""
+    collapse_repeated: Fraction = 0.6
+    """Share of four-token pieces that stood earlier in the same sample above this: it goes round in circles."""
+    collapse_window: Count = 3
+    """Lines of the log in a row, of --logging_steps steps each."""
     use_cpu: bool = False
     """Leave the GPU alone."""
     debug: bool = False

@@ -48,9 +48,15 @@ def make_accelerator(config: Config) -> tuple[Accelerator, list[Choice]]:
 
 
 def build(
-    prepared: Prepared, accelerator: Accelerator, *, checkpoint: Path | None, say: Callable[[str], None] = print
+    prepared: Prepared,
+    accelerator: Accelerator,
+    *,
+    checkpoint: Path | None,
+    say: Callable[[str], None] = print,
+    state: Callable[[], Any] = lambda: None,
 ) -> tuple[Parts, list[Choice]]:
-    """Loads and prepares everything that a step works with. `checkpoint`: take the student's weights from there."""
+    """Loads and prepares everything that a step works with. `checkpoint`: take the student's weights from there.
+    `state`: the run's `TrainerState` as it is when rewards ask for it."""
     config, choices = prepared.config, []
     model = build_student(config, checkpoint)
     check_head(model)
@@ -94,7 +100,7 @@ def build(
         optimizer=optimizer,
         scheduler=scheduler,
         pad_id=prepared.tokenizer.pad_token_id,
-        judge=build_judge(prepared, reference, say),
+        judge=build_judge(prepared, reference, say, state),
         packs=packs,
     )
     return parts, choices
@@ -182,7 +188,9 @@ def policy_loss(config: Config) -> PolicyLoss:
     )
 
 
-def build_judge(prepared: Prepared, reference: Teacher | None, say: Callable[[str], None]) -> Judge | None:
+def build_judge(
+    prepared: Prepared, reference: Teacher | None, say: Callable[[str], None], state: Callable[[], Any]
+) -> Judge | None:
     """What settles the advantages on path B; None on path A."""
     config, p = prepared.config, prepared.config.policy
     if prepared.method.path != "advantage":
@@ -202,7 +210,7 @@ def build_judge(prepared: Prepared, reference: Teacher | None, say: Callable[[st
         scale=p.scale_rewards,
         overlong_filter=p.overlong_filter,
         top_entropy=p.top_entropy_quantile,
-        reward=build_reward(prepared, say),
+        reward=build_reward(prepared, say, state),
         reference=reference,
         rollout_mode=config.rollout.rollout_importance_sampling_mode,
         rollout_threshold=config.rollout.rollout_importance_sampling_threshold,
@@ -210,14 +218,18 @@ def build_judge(prepared: Prepared, reference: Teacher | None, say: Callable[[st
     )
 
 
-def build_reward(prepared: Prepared, say: Callable[[str], None]) -> Reward | None:
+def build_reward(
+    prepared: Prepared, say: Callable[[str], None], state: Callable[[], Any] = lambda: None
+) -> Reward | None:
     """The rewards' table of samples; a failure is counted in it and said once a reason."""
     if not prepared.rewards:
         return None
     timeout = prepared.config.reward.reward_timeout
 
     def reward(samples: Sequence[Sample]) -> RewardTable:
-        return reward_samples(prepared.rewards, samples, prepared.tokenizer, prepared.end_ids, timeout, say)
+        return reward_samples(
+            prepared.rewards, samples, prepared.tokenizer, prepared.end_ids, timeout, say, state=state()
+        )
 
     return reward
 
@@ -229,8 +241,10 @@ def reward_samples(
     end_ids: frozenset[int],
     timeout: float,
     say: Callable[[str], None],
+    state: Any = None,
 ) -> RewardTable:
-    """What the rewards give for the samples' texts, end tokens left off. timeout: seconds for all of them."""
+    """What the rewards give for the samples' texts, end tokens left off. timeout: seconds for all of them. state: the
+    rewards' `trainer_state`."""
     ids = [_without_end(s.tokens.targets, end_ids) for s in samples]
     return score(
         rewards,
@@ -238,6 +252,7 @@ def reward_samples(
         [s.example.columns for s in samples],
         prompts=[s.example.prompt for s in samples],
         completion_ids=ids,
+        trainer_state=state,
         timeout=timeout,
         warn=lambda text: say(f"WARNING: {text}"),
     )

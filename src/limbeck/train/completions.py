@@ -29,6 +29,8 @@ def describe(
     "divergence" [N] is the objective's; "student_logp" and "teacher_logp" [N] are of the token that stands there, at
     temperature 1 (the teacher's only where it is known). "student_top" and "teacher_top" [N] are lists of (token as
     text, probability), likeliest first, at temperature 1 too: the teacher's only where its likeliest ids are known.
+    On path B "advantage" [N] is what the token was judged, the reward's part and the teacher's together, and "logratio"
+    [N] the teacher's d_t in it.
     """
     training = student.training
     student.eval()
@@ -56,6 +58,8 @@ def describe(
         "teacher_logp": _rounded(teacher_logp),
         "student_top": _named(student_top, tokenizer),
         "teacher_top": _named(teacher_top, tokenizer),
+        "advantage": _rounded(None if scored.policy is None else scored.policy.advantage),
+        "logratio": _rounded(None if scored.policy is None else scored.policy.logratio),
         "truncated": sample.truncated,
     }
 

@@ -15,10 +15,12 @@ import torch
 
 from limbeck.errors import TeacherError
 from limbeck.report import Console, MetricsFile, log
+from limbeck.rewards import repeated_share
 from limbeck.signal import Sample
 from limbeck.train import checkpoint, parallel
 from limbeck.train.completions import describe
 from limbeck.train.evaluate import evaluate
+from limbeck.train.guards import REPEATED_NGRAM, Collapse
 from limbeck.train.hooks import Hooks, will_log
 from limbeck.train.step import NonFinite, Parts, StepResult, train_step
 from limbeck.train.tally import Tally
@@ -44,15 +46,18 @@ class Book:
     refresh: Callable[[], None] = lambda: None  # called when there is something new to show: the run's page
     tally: Tally = field(default_factory=Tally)  # since the last line; a resume starts a new one
     shown: float = field(default_factory=time.monotonic)  # when the page was last written
+    collapse: Callable[[list[dict[str, Any]]], Collapse | None] = lambda history: None  # after each line of the log
 
 
 @dataclass
 class Outcome:
-    """How a run ended. `stopped_by`: "end", "max_time", "callback", or a signal's name."""
+    """How a run ended. `stopped_by`: "end", "max_time", "callback", "collapse", or a signal's name. `collapse`: what
+    --stop_on_collapse found."""
 
     step: int
     stopped_by: str
     evaluation: dict[str, dict[str, float]] = field(default_factory=dict)  # "before", "after"
+    collapse: Collapse | None = None
 
 
 def fit(
@@ -92,6 +97,7 @@ def fit(
             book.tally.add_lengths(scored.sample for scored in result.samples)
             if control.should_log or stats:
                 _log(parts, progress, hooks, book, result)
+                outcome.collapse = book.collapse(state.log_history)  # the same on all ranks, as the log is
             else:
                 book.console.tick(state.global_step)
             try:
@@ -103,6 +109,7 @@ def fit(
                 outcome.evaluation["after"] = after
                 hooks.call("on_evaluate", metrics=after)
             reason = _reason_to_stop(parts, progress, book, interrupted, control.should_training_stop)
+            reason = "collapse" if outcome.collapse is not None else reason
             if control.should_evaluate or control.should_save or time.monotonic() - book.shown > PAGE_SECONDS:
                 book.refresh()
                 book.shown = time.monotonic()
@@ -139,6 +146,7 @@ def _account(parts: Parts, progress: checkpoint.Progress, hooks: Hooks, result: 
         meter.add("prompt_length/mean", len(tokens.prompt_ids), 1)
         if scored.sample.source == "student":
             meter.add("truncated_share", scored.sample.truncated, 1)
+            meter.add("repeated_share", repeated_share(tokens.response_ids, REPEATED_NGRAM), 1)
     if parts.judge is not None:
         for name, (total, count) in parts.judge.found.items():
             meter.add(name, total, count)

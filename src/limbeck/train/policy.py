@@ -181,7 +181,8 @@ class Judge:
             cut = torch.tensor([s.sample.truncated for s in batch], device=mask.device)
             mask = mask & ~cut.unsqueeze(-1)
         ratio = torch.zeros_like(logp)
-        if self.sampled and any(s.signal is not None for s in batch):
+        taught = self.sampled and any(s.signal is not None for s in batch)
+        if taught:
             theirs = pad_tokens(torch.cat([_logprob(s.signal) for s in batch]).to(logp.device, logp.dtype), counts)
             ratio = teacher_logratio(theirs, loss_logp, active, clip=self.logratio_clip).to(logp.dtype)
             self._note("teacher_kl", k3_estimate(ratio)[active])
@@ -208,6 +209,7 @@ class Judge:
                     old_logp=logp[i, :n] if self.reuses else None,
                     ref_logp=None if known is None else known[i, :n].to(logp.dtype),
                     keep=None if keep is None else keep[i, :n],
+                    logratio=ratio[i, :n] if taught else None,
                     amount=denominator(mask[i : i + 1], self.loss.reduction, fixed_length=self.max_length),
                 ),
             )
