@@ -40,6 +40,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
 HELD_OUT = 256  # prompts that accuracy is measured on; never trained on
+WHOLE = ("end", "callback")  # how a run stops by itself
 Curve = list[tuple[int, float]]
 
 
@@ -130,8 +131,9 @@ def train(
     **flags: Any,
 ) -> dict[str, Any]:
     """`limbeck.distil` with what all runs share; the run's summary. An attempt that was cut off starts anew, a finished
-    one is kept, but where `again` says that its callbacks' findings are what is wanted."""
-    if again or not (run / "last" / "config.json").exists():
+    one is kept, but where `again` says that its callbacks' findings are what is wanted. Exits where the run was
+    interrupted: half an arm is no result."""
+    if again or _summary(run).get("stopped_by") not in WHOLE:
         shutil.rmtree(run, ignore_errors=True)
         shared = {
             "tuner_type": "full",
@@ -151,8 +153,15 @@ def train(
             "preflight": False,
         }
         given = shared | {"model": str(model), "dataset": [dataset], "max_steps": steps, "output_dir": str(run)} | flags
-        limbeck.distil(callbacks=callbacks, **given)
-    return json.loads((run / "summary.json").read_text())
+        outcome = limbeck.distil(callbacks=callbacks, **given)
+        if outcome.stopped_by not in WHOLE:
+            sys.exit(f"stopped by {outcome.stopped_by}; the same command goes on with this arm")
+    return _summary(run)
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    path = run / "summary.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def sft(run: Path, *, model: Path, dataset: str, steps: int, **flags: Any) -> Path:

@@ -27,10 +27,10 @@ ON_A = {"rlhf_type": "gkd", "lmbda": 1.0, "beta": 0.5}
 ON_B = {"rlhf_type": "grpo", "num_generations": 1}
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "reference": ("reference", ON_A),
-    "reference, frozen teacher": ("reference", ON_A | {"teacher_source": "frozen"}),
-    "reference, as advantage": ("reference", ON_B),
     "wrong": ("wrong", ON_A),
     "none": ("none", ON_A),
+    "reference, as advantage": ("reference", ON_B),
+    "reference, frozen teacher": ("reference", ON_A | {"teacher_source": "frozen"}),
 }
 
 
@@ -75,7 +75,7 @@ def learn(o: argparse.Namespace, seed: int, arm: str, model: Path) -> dict[str, 
 
 
 def main() -> None:
-    o = options(__doc__, "self_teacher", updates=100, every=10)
+    o = options(__doc__, "self_teacher", updates=50, every=10)
     results = Results("self_teacher", o)
     for seed in range(o.seed, o.seed + o.seeds):
         model = start(o, seed)
