@@ -22,6 +22,7 @@ from transformers import TrainerCallback, TrainerState
 from limbeck.config.defaults import Choice
 from limbeck.config.flags import to_yaml
 from limbeck.config.flat import from_flat, to_flat
+from limbeck.config.limits import limit_of
 from limbeck.config.schema import Config
 from limbeck.errors import ConfigError, TrainError
 from limbeck.models import describe
@@ -67,7 +68,16 @@ class Trainer:
             check_hub(self.hub_name)
 
     def fit(self) -> Outcome:
-        """Trains, evaluates, and leaves the run folder: see docs/run-folder.md."""
+        """Trains, evaluates, and leaves the run folder: see docs/run-folder.md. Raises LimbeckError; where memory or
+        disk run out it says what to lower, from the resolved flags."""
+        try:
+            return self._fit()
+        except (MemoryError, RuntimeError, OSError) as error:
+            if limit := limit_of(error, self.prepared.config):
+                raise limit from error
+            raise
+
+    def _fit(self) -> Outcome:
         began, cpu_began = time.time(), time.process_time()
         prepared, accelerator = self.prepared, self.accelerator
         config, main = prepared.config, self.accelerator.is_main_process

@@ -17,6 +17,8 @@ from importlib import import_module
 from limbeck import __version__
 from limbeck.config import flags, helptext
 from limbeck.config.commands import ALIASES, COMMANDS
+from limbeck.config.limits import limit_of
+from limbeck.config.room import Room
 from limbeck.errors import ConfigError, LimbeckError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -28,6 +30,7 @@ class _Seen:
 
     debug: bool
     where: dict[str, str] = field(default_factory=dict)
+    config: Room | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +70,7 @@ def _main(words: list[str], seen: _Seen) -> int:
         print(helptext.command_help(command), flush=True)
         return 0
     parsed = flags.read(command, rest)
-    seen.where, seen.debug = parsed.where, parsed.debug
+    seen.where, seen.debug, seen.config = parsed.where, parsed.debug, parsed.config
     for note in parsed.notes:
         print(f"note: {note}", file=sys.stderr)
     module = import_module(f"limbeck.cli.{command.split()[0]}")
@@ -91,6 +94,7 @@ def _explain(error: BaseException, seen: _Seen) -> tuple[str, int]:
     """What to print, and the exit status."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", INTERRUPTED
+    error = limit_of(error, seen.config) or error
     if isinstance(error, LimbeckError):
         return str(flags.located(error, seen.where)), error.exit_code
     reason = " ".join(str(error).split()) or "no reason given"

@@ -49,8 +49,9 @@ def _with_base(rooms: dict[str, Any]) -> dict[str, Any]:
     base = json.loads(file.read_text()).get("base_model_name_or_path") if file and file.is_file() else None
     if not base:
         what = "there is no model" if not adapters else f"{adapters[0]} does not say which model it is an adapter of"
+        where = f"--adapters {' '.join(map(str, adapters))}" if adapters else "--model"
         fix = "add --model FOLDER, or a hub id; for adapters it is their base"
-        raise PydanticCustomError("one_of_two", "{what}", {"what": what, "fix": fix})
+        raise PydanticCustomError("one_of_two", "{what}", {"what": what, "where": where, "fix": fix})
     return {**rooms, "model": {**model, "model": base}}
 
 

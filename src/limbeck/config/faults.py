@@ -39,7 +39,7 @@ def refusal(error: ValidationError, where: Mapping[str, str], choices: Mapping[s
         complaints.setdefault([str(part) for part in item["loc"] or ("",)][:2][-1], item)
     name, item = next(iter(complaints.items()))
     if item["type"] == "one_of_two":
-        return ConfigError(item["ctx"]["what"], fix=item["ctx"]["fix"])
+        return ConfigError(item["ctx"]["what"], where=item["ctx"].get("where", ""), fix=item["ctx"]["fix"])
     no_choices: tuple[str, ...] = ()
     saying, fix = _say(item, choices.get(name, no_choices))
     others = [other for other in complaints if other != name]

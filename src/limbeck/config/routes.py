@@ -45,6 +45,14 @@ class ServerRoute(Route):
 R = TypeVar("R", ModelRoute, ServerRoute)
 
 
+def _address(value: str, key: str) -> str:
+    """A server's address must say how it is spoken to: without http:// it would be waited for in vain."""
+    if key == "url" and not value.startswith(("http://", "https://")):
+        fix = f"write it as http://{value}" if ":" in value else f"write it as http://{value}:8000"
+        raise PydanticCustomError("routes", "{what}", {"what": "is no address that begins with http://", "fix": fix})
+    return value
+
+
 def one_or_routes(kind: type[R], key: str) -> Any:
     """A validator: one name stays one; a list of mappings, or its JSON, becomes routes with tags that do not meet."""
 
@@ -57,7 +65,7 @@ def one_or_routes(kind: type[R], key: str) -> Any:
             except json.JSONDecodeError as error:
                 raise _refused(f"is not JSON: {error.msg} at character {error.pos}", key) from error
         if value is None or not isinstance(value, list):
-            return value if value is None else str(value)
+            return value if value is None else _address(str(value), key)
         routes = [_route(kind, item, key) for item in cast(list[Any], value)]
         if not routes:
             raise _refused("names no teacher", key)
@@ -66,6 +74,8 @@ def one_or_routes(kind: type[R], key: str) -> Any:
             raise _refused(f"gives {empty[0]} no tags: no row would be sent there", key)
         if shared := [tag for tag, count in counts.items() if count > 1]:
             raise _refused(f"gives the tag {shared[0]!r} to two teachers", key)
+        for route in routes:
+            _address(route.name, key)
         return routes
 
     return validate

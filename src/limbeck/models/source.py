@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from limbeck.config.limits import limit_of
 from limbeck.errors import LimbeckError, ModelError
 
 # A part of the message of transformers or huggingface_hub -> what to do about it. The first that occurs counts.
@@ -32,11 +33,11 @@ def refusals(name: str, what: str = "model") -> Iterator[None]:
     """Turns what loading raises into a ModelError about `name`; `what` is "model", "tokenizer" or "adapter"."""
     try:
         yield
-    except LimbeckError:
+    except (LimbeckError, MemoryError):  # what to lower is computed from the run: limbeck.config.limits
         raise
-    except MemoryError as error:
-        raise ModelError(f"no memory left to load the {what} {name}", fix="use --torch_dtype bfloat16") from error
     except Exception as error:  # transformers, peft, safetensors and the hub client share no base class
+        if limit_of(error, None) is not None and not isinstance(error, OSError):
+            raise
         text = f"{type(error).__name__}: {error}"
         fix = next(
             (fix for part, fix in FIXES if part.lower() in text.lower()), "run it with --debug to see where it failed"
