@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from limbeck.report.card import write_card
+from limbeck.report.compare import write_comparison
 from limbeck.report.console import Console
 from limbeck.report.html import write_report
 from limbeck.report.trackers import MetricsFile, check_trackers, log, start_trackers
 
-__all__ = ["Console", "MetricsFile", "check_trackers", "log", "start_trackers", "write_card", "write_report"]
+__all__ = [
+    "Console",
+    "MetricsFile",
+    "check_trackers",
+    "log",
+    "start_trackers",
+    "write_card",
+    "write_comparison",
+    "write_report",
+]
