@@ -45,6 +45,15 @@ class Findings(Room):
     """A .json file for the numbers, which are printed in any case."""
 
 
+class Pages(Room):
+    """Which runs, and the page."""
+
+    runs: Annotated[list[Path], BeforeValidator(listed)]
+    """Run folders: one is shown, several are compared."""
+    result_path: Path | None = None
+    """The page; by default RUN/report.html, or comparison.html here for several runs."""
+
+
 class Shrink(Room):
     """The layers that stay."""
 
@@ -170,6 +179,13 @@ class ScoreConfig(Room):
             fix = "add --model STUDENT, as in the run that will use the store"
             raise PydanticCustomError("one_of_two", "{what}", {"what": what, "fix": fix})
         return {**rooms, "model": {**model, "model": name, "model_revision": teacher.get("teacher_model_revision")}}
+
+
+class ReportConfig(Room):
+    """`limbeck report`: runs as a page."""
+
+    pages: Pages
+    run: Run = Run()
 
 
 class CacheInfoConfig(Room):
@@ -394,6 +410,18 @@ COMMANDS: dict[str, Command] = {
             {"teacher_cache": "the store's folder: limbeck data cache-info FOLDER"},
             ("limbeck data cache-info store",),
             positional="teacher_cache",
+        ),
+        Command(
+            "report",
+            "show a run, or compare runs, as a page",
+            ReportConfig,
+            {"pages": ALL, "run": ("debug",)},
+            {"runs": "the run's folder: limbeck report RUN [RUN ...]"},
+            (
+                "limbeck report output/run                          # writes output/run/report.html, while it runs too",
+                "limbeck report output/one output/two --result_path comparison.html",
+            ),
+            positional="runs",
         ),
         Command(
             "plan",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from limbeck.report.card import run_card, write_card
+from limbeck.report.compare import write_comparison
 from limbeck.report.console import Console
 from limbeck.report.html import write_report
 from limbeck.report.trackers import MetricsFile, check_trackers, log, start_trackers
@@ -15,5 +16,6 @@ __all__ = [
     "run_card",
     "start_trackers",
     "write_card",
+    "write_comparison",
     "write_report",
 ]

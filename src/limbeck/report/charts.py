@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from limbeck.report.folder import Run
@@ -20,7 +21,7 @@ class Chart:
     title: str
     unit: str
     lines: tuple[tuple[str, str], ...]
-    form: Literal["lines", "stack"] = "lines"
+    form: Literal["lines", "stack", "runs"] = "lines"
     show: Literal["number", "percent", "seconds"] = "number"
 
 
@@ -83,6 +84,7 @@ class Drawing:
     labels: list[str]
     dots: list[bool]
     columns: list[list[float | None]] = field(repr=False)
+    colours: list[int] | None = None  # of the lines; by their order where not given
 
 
 def drawings(run: Run) -> dict[str, list[Drawing]]:
@@ -93,6 +95,26 @@ def drawings(run: Run) -> dict[str, list[Drawing]]:
         name: [drawing for chart in charts if (drawing := _draw(chart, rows)) is not None]
         for name, charts in sections.items()
     }
+
+
+def overlay(charts: Sequence[Chart], runs: Sequence[Run], names: Sequence[str]) -> list[Drawing]:
+    """A chart for each metric that a run has, a line a run; those of one chart stand next to each other."""
+    tables = [_rows_by_step(run) for run in runs]
+    found: list[Drawing] = []
+    for chart in charts:
+        for metric, label in chart.lines:
+            merged: dict[int, dict[str, Any]] = {}
+            for name, table in zip(names, tables, strict=True):
+                for step, row in table.items():
+                    merged.setdefault(step, {})[name] = row.get(metric)
+            title = chart.title if len(chart.lines) == 1 else f"{chart.title}: {label}"
+            one = replace(chart, title=title, lines=tuple((name, name) for name in names), form="runs")
+            drawing = _draw(one, dict(sorted(merged.items())))
+            if drawing is not None:
+                held_out = metric.startswith("eval_")
+                present = [names.index(label) for label in drawing.labels]
+                found.append(replace(drawing, dots=[held_out] * len(drawing.labels), colours=present))
+    return found
 
 
 def _rows_by_step(run: Run) -> dict[int, dict[str, Any]]:

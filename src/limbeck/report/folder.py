@@ -27,6 +27,7 @@ class Run:
     evals: list[dict[str, Any]]
     completions: list[dict[str, Any]]  # at most SHOWN_COMPLETIONS, spread evenly over the run
     completions_logged: int
+    histograms: list[dict[str, Any]]  # one line a logging step
     notes: tuple[str, ...]
 
     @property
@@ -36,6 +37,12 @@ class Run:
         for key, value in self.config.items():
             flat.update(value if isinstance(value, dict) else {key: value})
         return flat
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall time so far; while a run goes on its last line knows more than its summary."""
+        known = (self.summary.get("seconds"), self.train[-1].get("time") if self.train else None)
+        return max((float(v) for v in known if isinstance(v, (int, float)) and v < 1e8), default=None)
 
     @property
     def last_step(self) -> int | None:
@@ -56,6 +63,9 @@ def read_run(run_dir: Path, *, completions: int = SHOWN_COMPLETIONS) -> Run:
         evals=_one_a_step(row for row in metrics if row.get("kind") == "eval"),
         completions=rows,
         completions_logged=logged,
+        histograms=_one_a_step(
+            row for row in _read_lines(run_dir / "histograms.jsonl", notes) if isinstance(row.get("step"), int)
+        ),
         notes=tuple(notes),
     )
 

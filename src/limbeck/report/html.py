@@ -15,13 +15,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from limbeck.report.charts import drawings
 from limbeck.report.folder import Run, read_run
 from limbeck.report.format import MISSING, duration, number
 from limbeck.report.results import evaluation_of, held_out, measures
+from limbeck.report.spread import disagreement, maps
 
 # the four choices in the framework's order: (heading, question, keys of summary.json's "method")
 CHOICES = (
@@ -35,26 +36,39 @@ COLOUR_QUANTILE = 0.98  # of the shown divergences: the strongest colour; a few 
 ENV_FIRST = ("limbeck", "python", "torch", "transformers", "accelerate", "device", "cuda", "platform")
 
 
-def write_report(run_dir: Path | str) -> Path:
-    """Write RUN/report.html from the files of a run folder, finished or still growing; the page's path.
+def write_report(run_dir: Path | str, target: Path | None = None) -> Path:
+    """Write RUN/report.html, or `target`, from the files of a run folder, finished or still growing; the page's path.
 
     The page replaces an older one at once, so a browser never reads half of it.
     """
     run_dir = Path(run_dir)
-    target = run_dir / "report.html"
+    return put(target or run_dir / "report.html", render(read_run(run_dir)))
+
+
+def put(target: Path, page: str) -> Path:
+    """Write a page at once or not at all."""
     partial = target.with_name(target.name + ".partial")
-    partial.write_text(render(read_run(run_dir)), encoding="utf-8")
+    partial.write_text(page, encoding="utf-8")
     os.replace(partial, target)
     return target
 
 
 def render(run: Run) -> str:
     """The page as text."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_static("template.html.j2"))
     summary, charts, evaluation = run.summary, drawings(run), evaluation_of(run)
     completions = [_completion(row) for row in run.completions]
-    return template.render(
+    coloured = "advantage" if any(row["advantage"] for row in completions) else "divergence"
+    spreads = maps(run)
+    data = {
+        "charts": {section: [asdict(drawing) for drawing in found] for section, found in charts.items()},
+        "maps": [asdict(spread) for spread in spreads],
+        "completions": completions,
+        "coloured": coloured,
+        "strongest": _strongest(completions, coloured),
+    }
+    return fill(
+        "template.html.j2",
+        data,
         name=run.path.resolve().name,
         student=str(summary.get("model") or run.flat_config.get("model") or "student"),
         teacher=str(summary.get("teacher") or run.flat_config.get("teacher_model") or ""),
@@ -64,25 +78,30 @@ def render(run: Run) -> str:
         measures=measures(evaluation),
         held_out=held_out(evaluation),
         charts={section: [drawing.title for drawing in found] for section, found in charts.items()},
+        maps=[spread.title for spread in spreads],
+        disagreement=disagreement(run),
         answers=_answers(summary),
         completions=completions,
+        coloured=data["coloured"],
         completions_logged=run.completions_logged,
         warnings=[str(text) for text in _list(summary.get("warnings"))],
         choices=[choice for choice in _list(summary.get("choices")) if isinstance(choice, dict)],
         config=_tables(run.config),
         env=_table(run.env, first=ENV_FIRST),
         notes=run.notes,
+    )
+
+
+def fill(template: str, data: dict[str, Any], **values: Any) -> str:
+    """A template of this room, which extends page.html.j2, as text; data: what its script reads."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_static)
+    )
+    return environment.get_template(template).render(
         css=Markup(_static("static/uplot.min.css") + _static("static/report.css")),
         js=Markup(_static("static/uplot.min.js") + "\n" + _static("static/report.js")),
-        data=Markup(
-            _json(
-                {
-                    "charts": {section: [asdict(drawing) for drawing in found] for section, found in charts.items()},
-                    "completions": completions,
-                    "strongest": _strongest(completions),
-                }
-            )
-        ),
+        data=Markup(_json(data)),
+        **values,
     )
 
 
@@ -122,11 +141,10 @@ def _strip(summary: dict[str, Any]) -> list[dict[str, str]]:
 def _facts(run: Run) -> list[tuple[str, str]]:
     """The line under the title: what was done so far and what it took."""
     summary, last = run.summary, run.train[-1] if run.train else {}
-    seconds = summary.get("seconds", last.get("time"))
     facts = [
         ("optimizer steps", number(run.last_step) if run.last_step is not None else ""),
         ("tokens trained on", number(last.get("tokens")) if last.get("tokens") is not None else ""),
-        ("wall time", duration(seconds) if isinstance(seconds, (int, float)) and seconds < 1e8 else ""),
+        ("wall time", duration(run.seconds) if run.seconds is not None else ""),
         ("CPU time", duration(summary["cpu_seconds"]) if "cpu_seconds" in summary else ""),
         ("peak memory", f"{number(summary['peak_memory_gib'], 3)} GiB" if summary.get("peak_memory_gib") else ""),
     ]
@@ -161,6 +179,15 @@ def _completion(row: dict[str, Any]) -> dict[str, Any]:
         values = _list(row.get(key))
         return [_short(value) for value in values] if values and len(values) == len(tokens) else None
 
+    def favourites(key: str) -> list[list[list[Any]]] | None:
+        values = _list(row.get(key))
+        if len(values) != len(tokens) or not all(isinstance(top, list) for top in values):
+            return None
+        return [
+            [[str(r[0]), p] for r in top if isinstance(r, list) and len(r) == 2 and (p := _short(r[1])) is not None]
+            for top in values
+        ]
+
     divergence = column("divergence")
     known = [value for value in divergence or [] if value is not None]
     return {
@@ -169,12 +196,17 @@ def _completion(row: dict[str, Any]) -> dict[str, Any]:
         "dataset": str(row.get("dataset", "")),
         "origin": str(row.get("origin", "")),
         "prompt": _text(row.get("prompt")),
+        "asked": _text(row.get("asked")),
         "truncated": bool(row.get("truncated")),
         "mean": number(sum(known) / len(known), 3) if known else None,
         "tokens": tokens,
         "divergence": divergence,
         "student_logp": column("student_logp"),
         "teacher_logp": column("teacher_logp"),
+        "advantage": column("advantage"),
+        "logratio": column("logratio"),
+        "student_top": favourites("student_top"),
+        "teacher_top": favourites("teacher_top"),
     }
 
 
@@ -184,8 +216,8 @@ def _short(value: Any) -> float | None:
     return float(f"{value:.4g}")
 
 
-def _strongest(completions: list[dict[str, Any]]) -> float:
-    values = sorted(d for row in completions for d in row["divergence"] or [] if d is not None)
+def _strongest(completions: list[dict[str, Any]], key: str) -> float:
+    values = sorted(abs(d) for row in completions for d in row[key] or [] if d is not None)
     return max(values[int(COLOUR_QUANTILE * (len(values) - 1))], 1e-6) if values else 1.0
 
 

@@ -24,6 +24,7 @@ class Measure:
     change: str
     verdict: Verdict
     share: float | None
+    value: float | None = None  # after
 
 
 # key: (name, unit, which way is better: -1 down, 1 up)
@@ -95,7 +96,7 @@ def _measure(key: str, before: float | None, after: float | None) -> Measure:
             verdict = "better" if (after > before) == (better > 0) else "worse"
         if better and before > 0 and after >= 0:
             share = after / before
-    return Measure(name, unit, show(before), show(after), change, verdict, share)
+    return Measure(name, unit, show(before), show(after), change, verdict, share, after)
 
 
 def _change(key: str, before: float, after: float) -> str:

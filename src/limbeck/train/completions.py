@@ -15,6 +15,7 @@ from limbeck.models import hidden_states, model_head
 from limbeck.signal import Ask, Hidden, Scored, Signal
 from limbeck.train.step import micro_batch
 from limbeck.train.student import StudentStep
+from limbeck.train.tally import asked
 
 FAVOURITES = 5  # of each side, at every token
 
@@ -51,6 +52,7 @@ def describe(
         "source": sample.source,
         "origin": sample.example.origin,
         "dataset": sample.example.columns.get("dataset"),
+        "asked": asked(sample),
         "prompt": tokenizer.decode(tokens.prompt_ids),
         "tokens": [tokenizer.decode([i]) for i in active],
         "divergence": _rounded(stats.get("divergence")),
@@ -98,6 +100,4 @@ def _named(top: tuple[Tensor, Tensor] | None, tokenizer: Any) -> list[list[list[
 
 
 def _rounded(values: Tensor | None) -> list[float | None] | None:
-    return (
-        None if values is None else [None if math.isnan(v) else round(v, 5) for v in values.tolist()]
-    )  # NaN: not known
+    return None if values is None else [None if math.isnan(v) else round(v, 5) for v in values.tolist()]

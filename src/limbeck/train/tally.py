@@ -53,7 +53,7 @@ class Tally:
                 entry[1] += value
         if known:
             mean = sum(value for *_, value in known) / len(known)
-            self.prompts.append((mean, len(known), sample.example.origin, _prompt(sample)))
+            self.prompts.append((mean, len(known), sample.example.origin, asked(sample)))
 
     def result(self, accelerator: Accelerator, tokenizer: Any) -> dict[str, Any]:
         """A line of histograms.jsonl, over all ranks: lists of [edge, count], and of what disagreed. Every rank must
@@ -70,8 +70,8 @@ class Tally:
                 whole.tokens[token][1] += total
         most = sorted(whole.tokens.items(), key=lambda item: item[1][1], reverse=True)[:TOKENS]
         return {
-            "lengths": [[edge, n] for edge, n in zip(LENGTHS, whole.lengths, strict=True) if n],
-            "divergences": [[round(e, 6), n] for e, n in zip(DIVERGENCES, whole.divergences, strict=True) if n],
+            "lengths": _filled(LENGTHS, whole.lengths),
+            "divergences": _filled(DIVERGENCES, whole.divergences),
             "tokens": [[tokenizer.decode([token]), count, round(total, 5)] for token, (count, total) in most],
             "places": [[edge, n, round(s, 5)] for edge, (n, s) in zip(PLACES, whole.places, strict=True) if n],
             "prompts": [[origin, prompt, n, round(mean, 5)] for mean, n, origin, prompt in whole._worst()],
@@ -81,7 +81,13 @@ class Tally:
         return sorted(self.prompts, key=lambda row: row[0], reverse=True)[:PROMPTS]
 
 
-def _prompt(sample: Sample) -> str:
-    """The last message before the response, or the end of a raw text."""
+def _filled(edges: Sequence[float], counts: Sequence[int]) -> list[list[float]]:
+    """[edge, count] from the first bin that holds something to the empty one after the last."""
+    full = [i for i, count in enumerate(counts) if count]
+    return [[round(edges[i], 6), counts[i]] for i in range(full[0], min(full[-1] + 2, len(edges)))] if full else []
+
+
+def asked(sample: Sample) -> str:
+    """For people: the last message before the response, or the end of a raw text."""
     prompt = sample.example.prompt
     return str(prompt if isinstance(prompt, str) else prompt[-1].get("content") or "")[-PROMPT_TEXT:]

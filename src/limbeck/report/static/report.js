@@ -52,7 +52,7 @@
     const ghosts = smooth && !stack ? raw.flatMap((c, i) => (chart.dots[i] ? [] : [[c, i]])) : [];
     const show = shows[chart.show];
     const order = curves.map((_, i) => (stack ? curves.length - 1 - i : i)); // the top of a stack is drawn first
-    const colour = (i) => css(chart.dots[i] ? "--held-out" : `--c${i % 5}`);
+    const colour = (i) => css(chart.dots[i] && !chart.colours ? "--held-out" : `--c${(chart.colours?.[i] ?? i) % 5}`);
     const series = order.map((i) => ({
       label: chart.labels[i],
       stroke: colour(i),
@@ -61,7 +61,7 @@
       fill: stack ? colour(i) : undefined,
       points: { show: chart.dots[i] || steps.length < 3, size: 6, fill: colour(i) },
       spanGaps: true,
-      value: (u, v, si, idx) => show(u.pointed ? (stack ? raw : curves)[i][idx] : latest(stack ? raw[i] : curves[i])),
+      value: (u, v, si, idx) => show(u.cursor.idx != null ? (stack ? raw : curves)[i][idx] : latest(stack ? raw[i] : curves[i])),
     }));
     const faint = ghosts.map(([, i]) => ({ stroke: colour(i) + "55", width: 1, spanGaps: true, points: { show: false }, label: "", class: "ghost" }));
     const soft = css("--soft"), line = css("--line");
@@ -80,7 +80,7 @@
       series: [{ label: "step", value: (u, v) => number(v) }, ...series, ...faint],
       legend: { markers: { width: 0, fill: (u, i) => u.series[i].stroke(u, i) } },
       cursor: { sync: { key: sync.key, scales: ["x", null] }, points: { size: 7 }, y: false },
-      hooks: { setCursor: [(u) => { if (!(u.pointed = u.cursor.idx != null)) u.setLegend({ idx: last }); }] },
+      hooks: { setCursor: [(u) => { if (u.cursor.idx == null) u.setLegend({ idx: last }); }] },
     };
     const u = new uPlot(options, [steps, ...order.map((i) => curves[i]), ...ghosts.map(([c]) => c)], holder);
     u.root.querySelectorAll(".u-legend .ghost, .u-legend .u-series:nth-child(n + " + (series.length + 2) + ")").forEach((row) => row.remove());
@@ -95,47 +95,95 @@
     return [floor, chart.show === "percent" ? Math.min(high + room, 1) || 1 : high + room];
   }
 
-  const drawn = new Map();
-  function draw(holder, chart, section) {
-    drawn.get(holder)?.destroy();
-    drawn.set(holder, plot(chart, holder, section));
+  // A column of cells a logged step; the lines are quantiles, counted in bins
+  function plotMap(map, holder) {
+    const bins = map.counts[0].length, total = map.counts.map((c) => c.reduce((a, b) => a + b, 0) || 1);
+    const most = Math.max(...map.counts.map((c, x) => Math.max(...c) / total[x]));
+    const heat = css("--heat"), soft = css("--soft"), ink = css("--ink");
+    const value = (at) => { // a place in bins back in the measure's unit
+      if (at == null) return "-";
+      const i = Math.min(Math.floor(at), bins - 1), low = map.edges[i], high = map.edges[i + 1] ?? low;
+      return number(+(low + (at - i) * (high - low)).toPrecision(3));
+    };
+    const steps = map.steps, middle = (x) => (x <= 0 ? steps[0] - (steps[1] - steps[0]) : steps[x - 1]);
+    const cells = (u) => {
+      const { ctx } = u;
+      ctx.save();
+      map.counts.forEach((column, x) => {
+        const left = u.valToPos(middle(x), "x", true), right = u.valToPos(steps[x], "x", true);
+        column.forEach((count, y) => {
+          if (!count) return;
+          ctx.fillStyle = `rgba(${heat}, ${(0.06 + 0.74 * Math.sqrt(count / total[x] / most)).toFixed(3)})`;
+          const top = u.valToPos(y + 1, "y", true), bottom = u.valToPos(y, "y", true);
+          ctx.fillRect(left, top, right - left + 0.5, bottom - top);
+        });
+      });
+      ctx.restore();
+    };
+    const axis = { stroke: soft, ticks: { show: false }, grid: { show: false }, font: "12px system-ui, sans-serif" };
+    const every = Math.ceil(bins / 8), last = steps.length - 1;
+    const lines = [["10%", 1, [3, 3]], ["median", 2, undefined], ["90%", 1, [3, 3]]];
+    const u = new uPlot({
+      width: Math.max(holder.clientWidth, 200), height: HEIGHT, padding: [10, 14, 0, 0],
+      scales: { x: { time: false, range: () => [middle(0), steps[last]] }, y: { range: () => [0, bins] } },
+      axes: [
+        { ...axis, size: 30, gap: 4, values: (u, at) => at.map(number) },
+        { ...axis, size: 52, gap: 4, splits: () => map.edges.map((_, i) => i).filter((i) => i % every === 0), values: (u, at) => at.map((i) => number(+map.edges[i].toPrecision(2))) },
+      ],
+      series: [{ label: "step", value: (u, v) => number(v) }, ...lines.map(([label, width, dash]) => ({ label, width, dash, stroke: ink, points: { show: false }, value: (u, v, si, idx) => value(u.cursor.idx != null ? v : u.data[si][last]) }))],
+      legend: { markers: { width: 0, fill: (u, i) => u.series[i].stroke(u, i) } },
+      cursor: { sync: { key: sync.key, scales: ["x", null] }, points: { size: 6 }, y: false },
+      hooks: { drawClear: [cells], setCursor: [(u) => { if (u.cursor.idx == null) u.setLegend({ idx: last }); }] },
+    }, [steps, ...map.quantiles], holder);
+    u.setLegend({ idx: last });
+    return u;
   }
+
+  const drawn = new Map();
   const redraw = [];
+  function figure(section, chart, form, paint) {
+    const holder = make("div");
+    section.append(make("figure", { className: "chart " + form }, make("figcaption", {}, chart.title, chart.unit ? make("small", { textContent: chart.unit }) : null), holder));
+    const again = () => {
+      if (!holder.clientWidth) return;
+      drawn.get(holder)?.destroy();
+      drawn.set(holder, paint(chart, holder));
+    };
+    redraw.push(again);
+    let width = 0; // drawn when first laid out (a closed <details> has no width), resized later
+    const fit = () => {
+      if (holder.clientWidth === width) return;
+      width = holder.clientWidth;
+      if (!drawn.has(holder)) again();
+      else if (width) drawn.get(holder).setSize({ width, height: HEIGHT });
+    };
+    new ResizeObserver(() => requestAnimationFrame(fit)).observe(holder);
+  }
   for (const section of document.querySelectorAll("[data-section]")) {
     const name = section.dataset.section;
-    for (const chart of data.charts[name]) {
-      const holder = make("div");
-      section.append(make("figure", { className: "chart " + chart.form }, make("figcaption", {}, chart.title, chart.unit ? make("small", { textContent: chart.unit }) : null), holder));
-      const again = () => holder.clientWidth && draw(holder, chart, name);
-      redraw.push(again);
-      let width = 0; // drawn when first laid out (a closed <details> has no width), resized later
-      const fit = () => {
-        if (holder.clientWidth === width) return;
-        width = holder.clientWidth;
-        if (!drawn.has(holder)) again();
-        else if (width) drawn.get(holder).setSize({ width, height: HEIGHT });
-      };
-      new ResizeObserver(() => requestAnimationFrame(fit)).observe(holder);
-    }
+    for (const chart of data.charts[name]) figure(section, chart, chart.form, (c, holder) => plot(c, holder, name));
   }
+  for (const section of document.querySelectorAll("[data-maps]"))
+    for (const map of data.maps) figure(section, map, "map", plotMap);
   const all = () => redraw.forEach((again) => again());
   $("smooth")?.addEventListener("input", all);
   $("log")?.addEventListener("change", all);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", all);
 
   // ------------------------------------------------------------------ completions
-  const strength = (d) => (d == null ? 0 : 0.78 * Math.sqrt(Math.min(Math.max(d, 0) / data.strongest, 1)));
+  const strength = (d) => (d == null ? 0 : 0.78 * Math.sqrt(Math.min(Math.abs(d) / data.strongest, 1)));
   const visible = (token) => token.replace(/\n/g, "↵").replace(/\t/g, "⇥").replace(/ /g, "␣") || "(empty)";
 
-  const start = (row) => row.prompt.trim().split("\n").pop() || row.tokens.join("").trim().slice(0, 200);
+  const start = (row) => row.asked.trim() || row.prompt.trim().split("\n").pop() || row.tokens.join("").trim().slice(0, 200);
 
   function body(row) {
     const text = make("div", { className: "text" });
     row.tokens.forEach((token, i) => {
       const special = /^<\|?[^<>\s]+\|?>$/.test(token);
       const span = make("span", { textContent: token.replace(/\n/g, "↵\n"), className: special ? "special" : "" });
-      const alpha = strength(row.divergence?.[i]);
-      if (alpha > 0.02) span.style.backgroundColor = `rgba(var(--heat), ${alpha.toFixed(3)})`;
+      const v = row[data.coloured]?.[i], alpha = strength(v);
+      const hue = data.coloured !== "advantage" ? "--heat" : v > 0 ? "--up" : "--down";
+      if (alpha > 0.02) span.style.backgroundColor = `rgba(var(${hue}), ${alpha.toFixed(3)})`;
       span.dataset.i = i;
       text.append(span);
     });
@@ -157,7 +205,9 @@
   }
   const list = $("completions");
   if (list) {
-    $("scale-high").textContent = "≥ " + number(+data.strongest.toPrecision(2));
+    const high = number(+data.strongest.toPrecision(2));
+    $("scale-high").textContent = "≥ " + high;
+    if (data.coloured === "advantage") $("scale-low").textContent = "≤ -" + high;
     const rows = [...data.completions].sort((a, b) => (b.step ?? 0) - (a.step ?? 0)); // the newest first
     const cards = rows.map((row, i) => card(row, i < 3));
     const sources = [...new Set(rows.map((row) => row.source))];
@@ -173,6 +223,16 @@
     if (sources.length > 1)
       $("filter").append(...["all", ...sources].map((s) => button(s, s, () => { chosen = s; relist(); })));
     relist();
+    // what each side would rather have said, likeliest first; the token that stands there is marked
+    const favourites = (row, i) => {
+      const sides = [["teacher would say", row.teacher_top?.[i]], ["student would say", row.student_top?.[i]]].filter(([, top]) => top?.length);
+      return sides.length ? make("div", { className: "tops" }, ...sides.map(([label, top]) => make("div", {}, make("small", { textContent: label }),
+        ...top.map(([token, p]) => {
+          const line = make("span", { className: token === row.tokens[i] ? "here" : "" }, make("b", { textContent: visible(token) }), make("i", { textContent: shows.percent(p) }));
+          line.style.backgroundSize = `${(100 * p).toFixed(1)}% 100%`;
+          return line;
+        })))) : "";
+    };
     const tip = $("tip");
     let on = null;
     const hide = () => { tip.hidden = true; on?.classList.remove("on"); on = null; };
@@ -185,10 +245,12 @@
       const entry = (label, v, probability) => v != null && table.append(make("tr", {}, make("th", { textContent: label }), make("td", { textContent: number(v) }),
         make("td", { className: "p", textContent: probability ? shows.percent(Math.exp(v)) : "" })));
       entry("divergence", row.divergence?.[i]);
+      entry("advantage", row.advantage?.[i]);
+      entry("log-ratio", row.logratio?.[i]);
       entry("log p, teacher", row.teacher_logp?.[i], true);
       entry("log p, student", row.student_logp?.[i], true);
       if (!table.rows.length) table.append(make("tr", {}, make("th", { textContent: "not a training target" })));
-      tip.replaceChildren(make("code", { textContent: visible(row.tokens[i]) }), make("small", { textContent: `token ${i + 1} of ${row.tokens.length}` }), table);
+      tip.replaceChildren(make("code", { textContent: visible(row.tokens[i]) }), make("small", { textContent: `token ${i + 1} of ${row.tokens.length}` }), table, favourites(row, i));
       tip.hidden = false;
       (on = span).classList.add("on");
       const box = span.getClientRects()[0], me = tip.getBoundingClientRect();
