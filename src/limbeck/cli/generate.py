@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from limbeck.config.commands import GenerateConfig
-from limbeck.data import load_examples, render_all
+from limbeck.data import check_names, load_examples, render_all
 from limbeck.errors import ConfigError, DataError
 from limbeck.models import end_token_ids, load_tokenizer, valid_ids
 from limbeck.report import MetricsFile
+from limbeck.rewards import load_plugin
 from limbeck.rollouts import HFSampler, Row, Sampling
 from limbeck.signal import Sample
 from limbeck.train.build import load_frozen
@@ -56,9 +57,17 @@ def run(config: GenerateConfig) -> int:
 def read_prompts(config: GenerateConfig, tokenizer: Any, end_ids: frozenset[int]) -> list[Row]:
     """The rows as prompts alone; what a row has for a response is not read. Dropped rows are counted aloud."""
     data = config.data
+    for path in data.external_plugins:
+        load_plugin(path)
     examples, dropped = load_examples(
-        data.dataset, seed=config.run.seed, system=data.system, strict=data.truncation_strategy == "raise"
+        data.dataset,
+        seed=config.run.seed,
+        system=data.system,
+        strict=data.truncation_strategy == "raise",
+        columns=data.columns,
+        streaming=data.streaming,
     )
+    dropped.notes += check_names(data.columns, dropped)
     rows, over = render_all(
         [replace(e, response=None) for e in examples],
         tokenizer,

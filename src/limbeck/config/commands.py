@@ -183,6 +183,7 @@ class DeployConfig(Room):
 
 ALL: tuple[str, ...] = ("*",)
 _LOADING = ("model", "model_revision", "torch_dtype", "attn_impl", "adapters", "trust_remote_code")
+_READING = ("dataset", "columns", "external_plugins", "streaming")
 _TRAINING: dict[str, tuple[str, ...]] = dict.fromkeys(Config.model_fields, ALL)
 
 
@@ -250,7 +251,7 @@ COMMANDS: dict[str, Command] = {
             GenerateConfig,
             {
                 "model": _LOADING,
-                "data": ("dataset", "system", "max_length", "truncation_strategy"),
+                "data": (*_READING, "system", "max_length", "truncation_strategy"),
                 "rollout": (
                     "temperature",
                     "top_p",
@@ -291,7 +292,7 @@ COMMANDS: dict[str, Command] = {
             EvalConfig,
             {
                 "model": _LOADING,
-                "data": ("dataset", "system", "max_length", "truncation_strategy", "loss_scale"),
+                "data": (*_READING, "system", "max_length", "truncation_strategy", "loss_scale"),
                 "method": ("loss_temperature", "gkd_logits_topk", "topk_mode"),
                 "teacher": ("teacher_model", "teacher_model_revision", "teacher_adapters", "teacher_torch_dtype"),
                 "optim": ("per_device_eval_batch_size",),
