@@ -133,7 +133,10 @@ def _work(config: EvalConfig, accelerator: Accelerator) -> _Work:
     if config.reward.reward_funcs:
         prompts = read_prompts(config.data, config.run.seed, tokenizer, end_token_ids(tokenizer, None))
         rewards = rewards_of(whole.model_copy(update={"reward": config.reward}), prompts)
-        examples, _ = load_examples(config.data.dataset, seed=config.run.seed, system=config.data.system)
+        d = config.data
+        examples, _ = load_examples(
+            d.dataset, seed=config.run.seed, system=d.system, columns=d.columns, streaming=d.streaming
+        )
         answered = any(example.response is not None for example in examples)
     prepared = prepare(whole, world_size=accelerator.num_processes, answered_only=True) if answered else None
     if prepared is not None:

@@ -13,10 +13,11 @@ import torch
 
 from limbeck.config.commands import GenerateConfig
 from limbeck.config.schema import Data
-from limbeck.data import load_examples, render_all
+from limbeck.data import check_names, load_examples, render_all
 from limbeck.errors import ConfigError, DataError
 from limbeck.models import end_token_ids, load_tokenizer
 from limbeck.report import MetricsFile
+from limbeck.rewards import load_plugin
 from limbeck.rollouts import HFSampler, Row
 from limbeck.signal import Sample
 from limbeck.train.build import load_frozen, sampler_of
@@ -48,9 +49,17 @@ def run(config: GenerateConfig) -> int:
 
 def read_prompts(data: Data, seed: int, tokenizer: Any, end_ids: frozenset[int]) -> list[Row]:
     """The rows as prompts alone; what a row has for a response is not read. Dropped rows are counted aloud."""
+    for path in data.external_plugins:
+        load_plugin(path)
     examples, dropped = load_examples(
-        data.dataset, seed=seed, system=data.system, strict=data.truncation_strategy == "raise"
+        data.dataset,
+        seed=seed,
+        system=data.system,
+        strict=data.truncation_strategy == "raise",
+        columns=data.columns,
+        streaming=data.streaming,
     )
+    dropped.notes += check_names(data.columns, dropped)
     rows, over = render_all(
         [replace(e, response=None) for e in examples],
         tokenizer,

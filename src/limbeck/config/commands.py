@@ -207,6 +207,7 @@ ALL: tuple[str, ...] = ("*",)
 _LOADING = ("model", "model_revision", "torch_dtype", "attn_impl", "adapters", "trust_remote_code")
 _DRAWING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_completion_length")
 _SAMPLING = (*_DRAWING, "num_generations", "rollout_batch_size")
+_READING = ("dataset", "columns", "external_plugins", "streaming")
 _TRAINING: dict[str, tuple[str, ...]] = dict.fromkeys(Config.model_fields, ALL)
 
 
@@ -274,7 +275,7 @@ COMMANDS: dict[str, Command] = {
             GenerateConfig,
             {
                 "model": _LOADING,
-                "data": ("dataset", "system", "max_length", "truncation_strategy"),
+                "data": (*_READING, "system", "max_length", "truncation_strategy"),
                 "rollout": _SAMPLING,
                 "run": ("seed", "use_cpu", "debug"),
                 "output": ALL,
@@ -306,7 +307,7 @@ COMMANDS: dict[str, Command] = {
             EvalConfig,
             {
                 "model": _LOADING,
-                "data": ("dataset", "system", "max_length", "truncation_strategy", "loss_scale"),
+                "data": (*_READING, "system", "max_length", "truncation_strategy", "loss_scale"),
                 "method": ("loss_temperature", "gkd_logits_topk", "topk_mode"),
                 "teacher": ("teacher_model", "teacher_model_revision", "teacher_adapters", "teacher_torch_dtype"),
                 "reward": ALL,

@@ -54,7 +54,7 @@ def _say(item: Mapping[str, Any], choices: tuple[str, ...]) -> tuple[str, str]:
         near = difflib.get_close_matches(str(item["input"]), choices, n=1)
         options = f"choose one of: {', '.join(choices)}"
         return f"has no choice {item['input']!r}", f"did you mean {near[0]}? ({options})" if near else options
-    if item["type"] == "routes":
+    if item["type"] in ("routes", "saying"):
         return item["ctx"]["what"], item["ctx"]["fix"]
     saying, fix = _SAYINGS.get(item["type"], (item["msg"], "see --help"))
     context = {key: f"{value:g}" if isinstance(value, float) else value for key, value in item.get("ctx", {}).items()}

@@ -209,8 +209,9 @@ def _from_swift(
                 entry.value = ours if entry.from_file else [ours]
             notes.append(f"--{name} is --{to} {_text(entry.value)} here".rstrip())
             return to
-        case swift.NotNeeded(why=why):
-            notes.append(f"--{name} has no effect: {why}")
+        case swift.NotNeeded(why=why, off=off):
+            if text.lower() not in off:
+                notes.append(f"--{name} has no effect: {why}")
             return None
         case swift.Refused() as known:
             if text.lower() not in known.off:

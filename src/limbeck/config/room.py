@@ -60,11 +60,35 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def _scale(value: Any) -> Any:
+    """ms-swift's A+B; and why its other scales are not there."""
+    parts = [part for part in str(value).split("+") if part != "-"]
+    name = "+".join(parts)
+    other = next((part for part in parts if part == "all" or part in _WEIGHING), None)
+    if other is not None:
+        why = "trains prompts too" if other == "all" else "weighs the tokens of tool calls more than others"
+        what = f"{why}, and here a student is compared with its teacher on what it writes, each token once"
+        fix = "take default (every assistant turn) or last_round; a message's own `loss` leaves turns out"
+        raise PydanticCustomError("saying", "{what}", {"what": what, "fix": fix})
+    return _SCALES.get(name, value)
+
+
+_WEIGHING = ("react", "hermes", "qwen", "agentflan", "alpha_umi")
+_SCALES = {
+    "default+ignore_empty_think": "ignore_empty_think",
+    "last_round+ignore_empty_think": "last_round_with_ignore_empty_think",
+}
+
+
 def _number(value: Any) -> Any:
     """Words of a command line where a choice is a number."""
     return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
+LossScale = Annotated[
+    Literal["last_round", "default", "ignore_empty_think", "last_round_with_ignore_empty_think"],
+    BeforeValidator(_scale),
+]
 QuantBits = Annotated[Literal[4, 8], BeforeValidator(_number)]
 WireBits = Annotated[Literal[16, 32], BeforeValidator(_number)]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]

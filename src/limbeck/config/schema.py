@@ -16,6 +16,7 @@ from limbeck.config.room import (
     Count,
     Dtype,
     Fraction,
+    LossScale,
     Name,
     Names,
     NotNegative,
@@ -79,8 +80,16 @@ class Data(Room):
     """Longest row in tokens, prompt and response together; by default no row is too long."""
     truncation_strategy: Literal["delete", "left", "right", "raise"] = "delete"
     """What happens to a row over --max_length: drop and count it, cut it at one end, or stop."""
-    loss_scale: Literal["last_round", "default"] = "last_round"
-    """Which assistant turns of a dataset's row are trained: the last one, or all of them (default)."""
+    columns: dict[str, str] = {}
+    """Rename columns, as JSON: '{"question": "query", "answer": "response"}'."""
+    external_plugins: Names = []
+    """Python files that register rewards (@limbeck.register_reward("name")) and preprocessors of rows
+    (@limbeck.register_dataset("name"))."""
+    streaming: bool = False
+    """Take the first N rows of NAME#N as they come, without reading or downloading the rest."""
+    loss_scale: LossScale = "last_round"
+    """Which assistant turns of a dataset's row are trained: the last one, or all of them (default); with
+    ignore_empty_think without an empty thought at the beginning. A message's own `loss` wins."""
     dataset_shuffle: bool = True
     """Shuffle the training rows anew for every epoch."""
     system: str | None = None
@@ -161,8 +170,6 @@ class Reward(Room):
     """Rewards by name: accuracy, format, cosine, repetition, soft_overlong, exact, reasoning_gym, or a plugin's."""
     reward_weights: Annotated[list[float], BeforeValidator(listed)] = []
     """Weights of the rewards, in their order; by default 1 each."""
-    external_plugins: Names = []
-    """Python files that register rewards: @limbeck.register_reward("name")."""
     reward_timeout: Seconds = 60
     """How long the rewards of a batch may take before its values count as missing."""
     accuracy_time_limit: Seconds = 5

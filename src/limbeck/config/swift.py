@@ -21,9 +21,11 @@ class Renamed:
 
 @dataclass(frozen=True, slots=True)
 class NotNeeded:
-    """Accepted and without effect: it changes speed or convenience there, not what is computed."""
+    """Accepted and without effect: it changes speed or convenience there, not what is computed. Nothing is said of
+    the values in `off`."""
 
     why: str
+    off: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,10 @@ class Refused:
 
 Entry = Renamed | NotNeeded | Refused
 
+_PACKING = (
+    "no padding is computed as it is, and a shared prompt once (--attn_impl sdpa); "
+    "--per_device_train_batch_size counts rows, so give the rows that a pack would hold"
+)
 _NO = ("false", "no", "0")
 _SERVER = "leave it out: responses are sampled with transformers' generate in this version"
 _ZERO = (
@@ -66,7 +72,7 @@ FLAGS: dict[str, Entry] = {
         "start a new run from the weights: --adapters CHECKPOINT for LoRA, --model CHECKPOINT for all weights", _NO
     ),
     # nothing to do here
-    "dataset_num_proc": NotNeeded("rows are read and rendered by one process"),
+    "dataset_num_proc": NotNeeded("rows are tokenised in large batches, on all cores, before the first step"),
     "dataloader_num_workers": NotNeeded("rows are rendered before the first step"),
     "dataloader_pin_memory": NotNeeded("rows are rendered before the first step"),
     "dataloader_persistent_workers": NotNeeded("rows are rendered before the first step"),
@@ -108,11 +114,11 @@ FLAGS: dict[str, Entry] = {
     "fsdp": Refused(_ZERO, ("none",)),
     "sequence_parallel_size": Refused(_ZERO, ("1",)),
     "device_map": Refused(_ZERO, ("none",)),
-    "packing": Refused("leave it out: rows are padded to the longest of their micro-batch", _NO),
-    "padding_free": Refused("leave it out: rows are padded to the longest of their micro-batch", _NO),
-    "streaming": Refused("leave it out, and take a part of the data set with PATH#N", _NO),
-    "columns": Refused("rename the columns in the file: messages, or prompt and completion"),
-    "custom_register_path": Refused("write the rows to a .jsonl file in the messages format, or pass a hub id"),
+    "packing": NotNeeded(_PACKING, _NO),
+    "padding_free": NotNeeded(_PACKING, _NO),
+    "packing_length": NotNeeded(_PACKING),
+    "packing_num_proc": NotNeeded(_PACKING),
+    "custom_register_path": Renamed("external_plugins"),
     "cached_dataset": Refused("pass the rows themselves as --dataset"),
     "multi_turn_scheduler": Refused("leave it out: the student writes one turn of a conversation"),
     "max_turns": Refused("leave it out: the student writes one turn of a conversation", ("1",)),

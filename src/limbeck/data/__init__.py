@@ -1,8 +1,11 @@
 """Rows of any known format -> examples -> prompt ids, response ids and a mask by construction."""
 
-from limbeck.data.formats import Example, Message, RowError, to_example
+from limbeck.data.dropped import Dropped
+from limbeck.data.formats import Example, to_example
+from limbeck.data.preprocess import register_dataset
 from limbeck.data.render import Rendered, render, render_all, show
-from limbeck.data.sources import Dropped, load_examples
+from limbeck.data.sources import check_names, load_examples
+from limbeck.data.turns import Message, RowError
 
 __all__ = [
     "Dropped",
@@ -10,7 +13,9 @@ __all__ = [
     "Message",
     "Rendered",
     "RowError",
+    "check_names",
     "load_examples",
+    "register_dataset",
     "render",
     "render_all",
     "show",

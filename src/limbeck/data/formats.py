@@ -5,20 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from limbeck.errors import DataError
-
-Message = dict[str, Any]
-"""One turn: "role" (of `ROLES`), "content" (a string), and whatever else the template reads (tool calls, ...)."""
-
-ROLES = ("system", "user", "assistant", "tool")
-
-
-class RowError(DataError):
-    """One row's fault. `what` is short and free of the row's own values, so that rows can be counted by it."""
+from limbeck.data.turns import Message, RowError, brief, message, text, tools, turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +20,22 @@ class Example:
     response: the message after the prompt (the last assistant turn), raw text after a raw prompt, or None: prompt only.
     columns:  every column that is not part of the conversation; "dataset" is always there.
     origin:   "file.jsonl:12" or "hub/id[train]:12".
+    kind:     the name of the format that it was read by.
     """
 
     prompt: tuple[Message, ...] | str
     response: tuple[Message, ...] | str | None
     columns: dict[str, Any]
     origin: str
+    kind: str = ""
 
     @property
     def messages(self) -> tuple[Message, ...]:
         """The whole conversation as messages, raw text taken as one user and one assistant turn."""
-        prompt = (_message("user", self.prompt),) if isinstance(self.prompt, str) else self.prompt
+        prompt = (message("user", self.prompt),) if isinstance(self.prompt, str) else self.prompt
         if self.response is None:
             return prompt
-        response = (_message("assistant", self.response),) if isinstance(self.response, str) else self.response
+        response = (message("assistant", self.response),) if isinstance(self.response, str) else self.response
         return prompt + response
 
 
@@ -64,7 +57,8 @@ def to_example(row: Any, *, origin: str, tag: str, system: str | None = None) ->
     """Read one row by the first format of `FORMATS` whose columns it has (a column that is None counts as absent).
 
     tag is the `dataset` column of rows that have none. system is the system prompt of rows that have none, whether as
-    a message or as a `system` column. Raises RowError naming the row, the columns found and the fix.
+    a message or as a `system` column. Raises RowError naming the row, the
+    columns found and the fix.
     """
     if not isinstance(row, dict):
         raise RowError(
@@ -79,11 +73,13 @@ def to_example(row: Any, *, origin: str, tag: str, system: str | None = None) ->
         raise RowError(
             "row has no known columns",
             where=f"{origin}  columns: {', '.join(present) or 'none'}",
-            fix=f"name them as one of: {'; '.join(f.name for f in FORMATS)}",
+            fix=f"name them as one of: {'; '.join(f.name for f in FORMATS)}; --columns "
+            '\'{"question": "query", "answer": "response"}\' renames them',
         )
     try:
         prompt, response = kind.read(present)
         prompt, response = _split(prompt, response, system=_system(present, system))
+        own_tools = tools(present.get("tools", []))
     except RowError as error:
         where = f"{origin}  columns: {', '.join(present)}" + (f"; {error.where}" if error.where else "")
         raise RowError(error.what, where=where, fix=error.fix) from None
@@ -91,14 +87,60 @@ def to_example(row: Any, *, origin: str, tag: str, system: str | None = None) ->
     columns = {key: value for key, value in row.items() if key not in used}
     if columns.get("dataset") is None:
         columns["dataset"] = tag
-    return Example(prompt, response, columns, origin)
+    if row.get("tools") is not None:
+        columns["tools"] = own_tools
+    return Example(prompt, response, columns, origin, kind.name)
+
+
+def rename_columns(row: Any, rename: Mapping[str, str], origin: str) -> Any:
+    """The row with its columns renamed (old name -> new); what is no row is left for `to_example` to refuse.
+    Raises RowError where two columns that are there would have one name."""
+    if not rename or not isinstance(row, dict):
+        return row
+    renamed: dict[str, Any] = {}
+    for key, value in row.items():
+        name = rename.get(str(key), str(key))
+        if renamed.get(name) is not None and value is not None:
+            raise RowError(
+                "two columns of one name after --columns",
+                where=f"{origin}  columns: {', '.join(map(str, row))}; {name} twice",
+                fix="leave that column out of --columns, or rename the other one too",
+            )
+        renamed[name] = value if value is not None else renamed.get(name)
+    return renamed
 
 
 # ---------------------------------------------------------------- readers
 
 
 def _messages(row: dict[str, Any]) -> Conversation:
-    messages = _turns(row["messages"], "messages")
+    return _cut(turns(row["messages"], "messages"))
+
+
+def _conversations(row: dict[str, Any]) -> Conversation:
+    """ShareGPT: turns of from and value, of role and content, or (ms-swift) pairs of human and assistant."""
+    key = "conversations" if "conversations" in row else "conversation"
+    value = row[key]
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, dict) and "human" in first:
+        return _cut(turns([turn for at, pair in enumerate(value) for turn in _pair(pair, f"{key}[{at}]")], key))
+    if isinstance(first, dict) and "role" in first:
+        return _cut(turns(value, key))
+    return _cut(turns(value, key, role="from", content="value"))
+
+
+def _pair(pair: Any, place: str) -> list[Message]:
+    if not isinstance(pair, dict) or "human" not in pair:
+        raise RowError(
+            "a turn has no human side",
+            where=f"{place} is {brief(pair)}",
+            fix='write each turn as {"human": "...", "assistant": "..."}',
+        )
+    sides = (("user", pair["human"]), ("assistant", pair.get("assistant")))
+    return [message(role, words) for role, words in sides if words is not None]
+
+
+def _cut(messages: list[Message]) -> Conversation:
     if messages[-1]["role"] == "assistant":
         return messages[:-1], messages[-1:]
     return messages, None
@@ -113,29 +155,31 @@ def _prompt(row: dict[str, Any]) -> Conversation:
 
 
 def _query_response(row: dict[str, Any]) -> Conversation:
-    query = _text(row["query"], "query")
-    response = _text(row["response"], "response") if "response" in row else None
+    query = text(row["query"], "query")
+    response = text(row["response"], "response") if "response" in row else None
     past = row.get("history") or []
     if not past:
         return query, response
     if not isinstance(past, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in past):
         raise RowError("history is not a list of pairs", fix='write it as [["question", "answer"], ...]')
-    turns = [
-        _message(role, _text(text, "history"))
+    said = [
+        message(role, text(words, "history"))
         for pair in past
-        for role, text in zip(("user", "assistant"), pair, strict=True)
+        for role, words in zip(("user", "assistant"), pair, strict=True)
     ]
-    return [*turns, _message("user", query)], response
+    return [*said, message("user", query)], response
 
 
 def _instruction_output(row: dict[str, Any]) -> Conversation:
-    task, data = _text(row["instruction"], "instruction"), _text(row.get("input", ""), "input")
+    task, data = text(row["instruction"], "instruction"), text(row.get("input", ""), "input")
     prompt = "\n".join(part for part in (task, data) if part)
-    return prompt, _text(row["output"], "output") if "output" in row else None
+    return prompt, text(row["output"], "output") if "output" in row else None
 
 
 FORMATS: tuple[Format, ...] = (
     Format("messages", ("messages",), _messages),
+    Format("conversations", ("conversations",), _conversations),
+    Format("conversation", ("conversation",), _conversations),
     Format("prompt + completion", ("prompt", "completion"), _prompt_completion),
     Format("prompt", ("prompt",), _prompt),
     Format("query + response", ("query",), _query_response, optional=("response", "history")),
@@ -157,34 +201,34 @@ def _split(
             raise _empty_response()
         return prompt, response
 
-    turns = [_message("user", prompt)] if isinstance(prompt, str) else list(prompt)
-    if system is not None and not any(turn["role"] == "system" for turn in turns):
-        turns.insert(0, _message("system", system))
+    said = [message("user", prompt)] if isinstance(prompt, str) else list(prompt)
+    if system is not None and not any(turn["role"] == "system" for turn in said):
+        said.insert(0, message("system", system))
     if response is None:
-        return _prompt_only(turns), None
+        return _prompt_only(said), None
 
-    turns += [_message("assistant", response)] if isinstance(response, str) else response
-    last = turns.pop()
+    said += [message("assistant", response)] if isinstance(response, str) else response
+    last = said.pop()
     if last["role"] != "assistant":
         raise RowError(
             "the completion does not end with an assistant message", fix='end it with {"role": "assistant", ...}'
         )
     if not last["content"].strip() and not last.get("tool_calls"):
         raise _empty_response()
-    if not turns:
+    if not said:
         raise RowError("nothing comes before the response", fix="begin the conversation with a user message")
-    return tuple(turns), (last,)
+    return tuple(said), (last,)
 
 
-def _prompt_only(turns: list[Message]) -> tuple[Message, ...]:
-    if turns[-1]["role"] not in ("user", "tool"):
+def _prompt_only(said: list[Message]) -> tuple[Message, ...]:
+    if said[-1]["role"] not in ("user", "tool"):
         raise RowError(
-            f"the prompt ends with the role {turns[-1]['role']!r}",
+            f"the prompt ends with the role {said[-1]['role']!r}",
             fix='end it with a user (or tool) message; a response belongs in "completion" or at the end of "messages"',
         )
-    if not any(turn["content"].strip() for turn in turns if turn["role"] != "system"):
+    if not any(turn["content"].strip() for turn in said if turn["role"] != "system"):
         raise RowError("empty prompt", fix="give the prompt some text")
-    return tuple(turns)
+    return tuple(said)
 
 
 def _empty_response() -> RowError:
@@ -194,62 +238,8 @@ def _empty_response() -> RowError:
 def _system(row: dict[str, Any], default: str | None) -> str | None:
     """The row's own `system` column, or the run's default; an empty one is none (and says: no default either)."""
     own = row.get("system")
-    return (default if own is None else _text(own, "system")) or None
+    return (default if own is None else text(own, "system")) or None
 
 
 def _side(value: Any, key: str) -> Side:
-    return _text(value, key) if isinstance(value, str) else _turns(value, key)
-
-
-def _turns(value: Any, key: str) -> list[Message]:
-    """A column's list of messages, checked. Fields that are None go: Arrow files fill in what a message lacks."""
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise RowError(
-            f"{key} is neither text nor a list of messages" if key != "messages" else "messages is not a list",
-            where=f"{key} is {type(value).__name__}",
-            fix=f'write "{key}" as [{{"role": "user", "content": "..."}}, ...]',
-        )
-    if not value:
-        raise RowError(f"{key} is an empty list", fix="give it at least one user message")
-    return [_turn(turn, f"{key}[{at}]") for at, turn in enumerate(value)]
-
-
-def _turn(turn: Any, place: str) -> Message:
-    if not isinstance(turn, dict) or "role" not in turn:
-        raise RowError(
-            "a message has no role",
-            where=f"{place} is {_brief(turn)}",
-            fix='write each message as {"role": "user", "content": "..."}',
-        )
-    message = {key: value for key, value in turn.items() if value is not None}
-    if message.get("role") not in ROLES:
-        raise RowError(
-            "a message has an unknown role", where=f"{place} has {turn['role']!r}", fix=f"use one of {', '.join(ROLES)}"
-        )
-    if "content" not in message and message.get("tool_calls"):
-        message["content"] = ""
-    message["content"] = _text(message.get("content"), f"{place} content")
-    return message
-
-
-def _text(value: Any, place: str) -> str:
-    if not isinstance(value, str):
-        raise RowError(
-            "text expected, something else found",
-            where=f"{place} is {_brief(value)}",
-            fix="write it as a string (quotes around numbers; text parts joined to one string)",
-        )
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise RowError("text with half a surrogate pair", where=place, fix="write the row again as UTF-8") from None
-    return value
-
-
-def _message(role: str, content: str) -> Message:
-    return {"role": role, "content": content}
-
-
-def _brief(value: Any) -> str:
-    text = f"{type(value).__name__} {value!r}" if value is not None else "missing"
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text(value, key) if isinstance(value, str) else turns(value, key)

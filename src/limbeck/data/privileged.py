@@ -9,8 +9,9 @@ from typing import Any, cast
 import jinja2
 from jinja2.sandbox import SandboxedEnvironment
 
-from limbeck.data.formats import ROLES, Example, RowError
+from limbeck.data.formats import Example
 from limbeck.data.rendered import Rendered
+from limbeck.data.turns import ROLES, RowError
 from limbeck.errors import ConfigError, DataError
 
 

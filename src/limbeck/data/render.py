@@ -9,16 +9,18 @@ wherever the template's text is tokenised.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import jinja2
 
-from limbeck.data.formats import Example, Message, RowError
+from limbeck.data.dropped import Dropped
+from limbeck.data.formats import Example
 from limbeck.data.privileged import aligned, privileged
 from limbeck.data.rendered import Rendered
-from limbeck.data.sources import Dropped
+from limbeck.data.turns import Message, RowError
 from limbeck.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,15 +30,25 @@ Turns = Literal["last", "all"]
 TruncationStrategy = Literal["delete", "left", "right", "raise"]
 
 BATCH = 2048  # rows tokenised in one call
+EMPTY_THOUGHT = re.compile(r"<think>\s*</think>\s*")
 
 
-def render(example: Example, tokenizer: Tokenizer, *, end_ids: frozenset[int], turns: Turns = "last") -> Rendered:
+def render(
+    example: Example,
+    tokenizer: Tokenizer,
+    *,
+    end_ids: frozenset[int],
+    turns: Turns = "last",
+    ignore_empty_think: bool = False,
+) -> Rendered:
     """Tokenise one example. end_ids: every token at which a sampler would stop.
 
+    turns: which assistant turns are trained, where the message itself does not say so by its `loss`.
+    ignore_empty_think: a thought without words at the beginning of a trained turn is context, no target.
     Raises RowError for a row that this template refuses, DataError for a template that cannot be cut (see `_pieces`).
     """
     _check_template(tokenizer)
-    pieces = _pieces(example, tokenizer, _end_texts(tokenizer, end_ids), turns)
+    pieces = _pieces(example, tokenizer, _end_texts(tokenizer, end_ids), turns, ignore_empty_think)
     return _assemble(pieces, _encode_all(tokenizer, [pieces]), tokenizer, end_ids, example.origin)
 
 
@@ -46,6 +58,7 @@ def render_all(
     *,
     end_ids: frozenset[int],
     turns: Turns = "last",
+    ignore_empty_think: bool = False,
     max_length: int | None = None,
     truncation_strategy: TruncationStrategy = "delete",
 ) -> tuple[list[tuple[Example, Rendered]], Dropped]:
@@ -66,8 +79,8 @@ def render_all(
         for example in examples[start : start + BATCH]:
             try:
                 told = privileged(example)
-                theirs = None if told is None else _pieces(told, tokenizer, ends, turns)
-                cut.append((example, _pieces(example, tokenizer, ends, turns), theirs))
+                theirs = None if told is None else _pieces(told, tokenizer, ends, turns, ignore_empty_think)
+                cut.append((example, _pieces(example, tokenizer, ends, turns, ignore_empty_think), theirs))
             except RowError as error:
                 if strict:
                     raise
@@ -144,7 +157,9 @@ class _Pieces:
     raw: bool  # no template: the prompt gets the tokenizer's own special tokens
 
 
-def _pieces(example: Example, tokenizer: Tokenizer, ends: Sequence[str], turns: Turns) -> _Pieces:
+def _pieces(
+    example: Example, tokenizer: Tokenizer, ends: Sequence[str], turns: Turns, ignore_empty_think: bool
+) -> _Pieces:
     """Cut the example's text before and after each assistant turn that is trained.
 
     Raises DataError where the template writes a turn otherwise once later turns follow it, so that no cut is right.
@@ -155,18 +170,33 @@ def _pieces(example: Example, tokenizer: Tokenizer, ends: Sequence[str], turns: 
     if example.response is None:
         return _Pieces([_text(tokenizer, messages, example, open_turn=True)], raw=False)
 
-    last = len(messages) - 1
-    trained = [at for at, turn in enumerate(messages) if turn["role"] == "assistant"] if turns == "all" else [last]
     texts: list[str] = []
     done = ""
-    for at in trained:
+    for at in _trained(example, turns):
         before = _text(tokenizer, messages[:at], example, open_turn=True)
         if not before.startswith(done):
             raise _rewritten(tokenizer, example, done, before)
         turn = _turn(tokenizer, messages[: at + 1], before, example, ends)
         texts += [before[len(done) :], turn]
         done = before + turn
+        if ignore_empty_think and (thought := EMPTY_THOUGHT.match(turn)):
+            texts[-1:] = ["", thought.group(), turn[thought.end() :]]  # no target, context, target
     return _Pieces(texts, raw=False)
+
+
+def _trained(example: Example, turns: Turns) -> list[int]:
+    """Places of the messages that are trained: as their `loss` says, else all of the assistant's, or the last one."""
+    messages = example.messages
+    last = len(messages) - 1
+    own = {at: turn.get("loss", turns == "all" or at == last) for at, turn in enumerate(messages)}
+    trained = [at for at, turn in enumerate(messages) if turn["role"] == "assistant" and own[at]]
+    if not trained:
+        raise RowError(
+            "no message of the row is to be trained",
+            where=f"{example.origin}  loss is false on every assistant message",
+            fix="leave the row out, or set loss to true on one of them",
+        )
+    return trained
 
 
 def _turn(tokenizer: Tokenizer, messages: Sequence[Message], before: str, example: Example, ends: Sequence[str]) -> str:
@@ -226,7 +256,7 @@ def _text(tokenizer: Tokenizer, messages: Sequence[Message], example: Example, *
     tools = example.columns.get("tools")
     try:
         text: Any = tokenizer.apply_chat_template(
-            list(messages),
+            [{key: value for key, value in message.items() if key != "loss"} for message in messages],
             tools=tools if isinstance(tools, list) and tools else None,
             tokenize=False,
             add_generation_prompt=open_turn,

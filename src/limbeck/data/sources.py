@@ -7,94 +7,30 @@ import io
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from limbeck.data.formats import Example, RowError, to_example
+from limbeck.data.dropped import Dropped
+from limbeck.data.formats import Example, rename_columns, to_example
+from limbeck.data.preprocess import preprocess, preprocessor_of, registered
+from limbeck.data.turns import RowError
 from limbeck.errors import DataError
-
-SHOWN = 3  # origins named for each reason
-
-
-@dataclass
-class Tally:
-    """How many rows, the first few of them by origin, and what to do about it."""
-
-    count: int = 0
-    origins: list[str] = field(default_factory=list)
-    fix: str = ""
-
-    def add(self, count: int, origins: Iterable[str], fix: str) -> None:
-        self.count += count
-        self.origins = [*self.origins, *origins][:SHOWN]
-        self.fix = self.fix or fix
-
-
-@dataclass
-class Dropped:
-    """Rows that were left out, by reason; rows that were kept but cut; remarks about whole data sets.
-
-    `str()` is what the user reads, empty when there is nothing to say:
-    "3 rows dropped: 2 empty response (a.jsonl:4, a.jsonl:9), 1 longer than max_length 128 (b.jsonl:2)".
-    """
-
-    reasons: dict[str, Tally] = field(default_factory=dict)
-    cuts: dict[str, Tally] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def add(self, reason: str, origin: str, fix: str = "") -> None:
-        self.reasons.setdefault(reason, Tally()).add(1, [origin], fix)
-
-    def cut(self, reason: str, origin: str) -> None:
-        """Count a row that was kept, but shortened."""
-        self.cuts.setdefault(reason, Tally()).add(1, [origin], "")
-
-    def merge(self, other: Dropped) -> Dropped:
-        """Add the other's counts to this one; returns this one."""
-        for mine, theirs in ((self.reasons, other.reasons), (self.cuts, other.cuts)):
-            for reason, tally in theirs.items():
-                mine.setdefault(reason, Tally()).add(tally.count, tally.origins, tally.fix)
-        self.notes += other.notes
-        return self
-
-    @property
-    def total(self) -> int:
-        """Rows dropped (not those that were only cut)."""
-        return sum(tally.count for tally in self.reasons.values())
-
-    def error(self, what: str) -> DataError:
-        """The error for a data set of which nothing is left: the counts, and the fix of the commonest reason."""
-        commonest = max(self.reasons.values(), key=lambda tally: tally.count, default=Tally())
-        return DataError(
-            what, where=_sentence(self.reasons, "dropped"), fix=commonest.fix or "mend or replace these rows"
-        )
-
-    def __str__(self) -> str:
-        parts = [_sentence(self.reasons, "dropped"), _sentence(self.cuts, "cut"), *self.notes]
-        return "; ".join(part for part in parts if part)
-
-
-def _sentence(reasons: dict[str, Tally], verb: str) -> str:
-    if not reasons:
-        return ""
-    total = sum(tally.count for tally in reasons.values())
-    ordered = sorted(reasons.items(), key=lambda item: -item[1].count)
-    listed = ", ".join(
-        f"{tally.count} {reason} ({', '.join(tally.origins)}{', ...' if tally.count > len(tally.origins) else ''})"
-        for reason, tally in ordered
-    )
-    return f"{total} row{'s' if total != 1 else ''} {verb}: {listed}"
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The rows of one data set, read one at a time: get(i) may raise RowError for a line that is no row at all."""
+    """The rows of one data set, read one at a time: get(i) may raise RowError for a line that is no row at all.
+
+    size: None where the rows come one after another; get(i) is then called in order, and raises IndexError at the end.
+    """
 
     tag: str
-    size: int
+    size: int | None
     get: Callable[[int], Any]
     origin: Callable[[int], str]
 
@@ -106,50 +42,96 @@ def load_examples(
     shuffle: bool = False,
     system: str | None = None,
     strict: bool = False,
+    columns: Mapping[str, str] | None = None,
+    streaming: bool = False,
 ) -> tuple[list[Example], Dropped]:
     """Read data sets in the order given: paths (.jsonl, .json, .csv, .parquet, folders) and hub ids, each perhaps `#N`.
 
     `spec#N` takes N rows, drawn without replacement by (seed, data set), in the order of the file; rows that cannot
-    be read are passed over and counted. shuffle mixes all rows by seed. system: the system prompt of rows without one.
+    be read are passed over and counted. streaming: its first N instead, and nothing after them is read or downloaded.
+    shuffle mixes all rows by seed. system: the system prompt of rows without one. columns renames columns (old -> new).
     strict raises the first row's error where rows are otherwise dropped and counted (`--truncation_strategy raise`).
     Raises DataError for a data set that is missing, empty, or of which no row is left.
     """
     examples: list[Example] = []
     dropped = Dropped()
+    reading = _Reading(seed, system, strict, columns or {})
     for spec in specs:
         name, wanted = _wanted(spec)
-        examples += _read(_open(name), name, wanted, seed=seed, system=system, strict=strict, dropped=dropped)
+        if streaming and wanted is None and not Path(name).expanduser().exists():
+            fix = f"write {name}#10000, or leave --streaming out"
+            raise DataError("--streaming needs to know how many rows to take", where=f"data set {name}", fix=fix)
+        source = _open(name, stream=streaming and wanted is not None)
+        examples += _read(source, name, wanted, reading, dropped)
     if shuffle:
         random.Random(seed).shuffle(examples)
     return examples, dropped
 
 
-def _read(
-    source: Source, name: str, wanted: int | None, *, seed: int, system: str | None, strict: bool, dropped: Dropped
-) -> list[Example]:
-    """The source's examples in its own order: all, or the first `wanted` readable ones of a seeded permutation."""
+def check_names(columns: Mapping[str, str], *read: Dropped) -> list[str]:
+    """What to say of preprocessors that no data set went by. Raises DataError for a column to rename that no row has.
+
+    read: the counts of all data sets of the run together.
+    """
+    seen = {name for dropped in read for name in dropped.seen}
+    if absent := [name for name in columns if name not in seen]:
+        raise DataError(
+            f"no row has the column {', '.join(absent)}",
+            where=f"--columns {json.dumps(dict(columns))}",
+            fix='write it as \'{"name in the file": "name here"}\', or leave it out',
+        )
+    return [
+        f"no data set is called {name!r}: its preprocessor has nothing to do" for name in registered if name not in seen
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    seed: int
+    system: str | None
+    strict: bool
+    columns: Mapping[str, str]
+
+
+def _read(source: Source, name: str, wanted: int | None, how: _Reading, dropped: Dropped) -> list[Example]:
+    """The source's examples in its own order: all, the first `wanted` readable ones of a seeded permutation, or of a
+    stream."""
     if source.size == 0:
         raise DataError(f"{name} holds no rows", where=f"data set {name}", fix="give a data set with at least one row")
-    order = list(range(source.size))
-    if wanted is not None and wanted < source.size:
+    order: Iterable[int] = count() if source.size is None else list(range(source.size))
+    if wanted is not None and isinstance(order, list) and wanted < len(order):
         # seeded by name, not by position, so that another data set beside it changes nothing here
-        random.Random(f"{seed}:{source.tag}").shuffle(order)
+        random.Random(f"{how.seed}:{source.tag}").shuffle(order)
     found: dict[int, Example] = {}
     here = Dropped()
+    own = preprocessor_of(name, source.tag)
     for index in order:
         if wanted is not None and len(found) == wanted:
             break
-        origin = source.origin(index)
         try:
-            found[index] = to_example(source.get(index), origin=origin, tag=source.tag, system=system)
-        except RowError as error:
-            if strict:
+            row = source.get(index)
+            origin = source.origin(index)  # a stream knows where a row stands when it has it
+            here.seen |= how.columns.keys() & (row if isinstance(row, dict) else {}).keys()
+            row = rename_columns(row, how.columns, origin)
+            if own is not None and (row := preprocess(own, row, origin)) is None:
+                here.add(f"left out by the preprocessor of {own}", origin, "mend the preprocessor")
+                continue
+            found[index] = to_example(row, origin=origin, tag=source.tag, system=how.system)
+        except IndexError:
+            if source.size is not None:
                 raise
-            here.add(error.what, origin, error.fix)
+            break
+        except RowError as error:
+            if how.strict:
+                raise
+            here.add(error.what, source.origin(index), error.fix)
     if not found:
         raise here.error(f"no row of {name} can be used")
     if wanted is not None and len(found) < wanted:
         here.notes.append(f"{name}#{wanted} has {len(found)} usable rows: all taken")
+    after = f", after the preprocessor of {own}" if own else ""
+    here.seen |= {own} if own else set()
+    here.kinds = dict(Counter(f"{name}: {example.kind}{after}" for example in found.values()))
     dropped.merge(here)
     return [found[index] for index in sorted(found)]
 
@@ -174,15 +156,15 @@ def _wanted(spec: str) -> tuple[str, int | None]:
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?::(?P<subset>[\w.+-]+))?")
 
 
-def _open(name: str) -> Source:
+def _open(name: str, *, stream: bool = False) -> Source:
     path = Path(name).expanduser()
     if path.is_dir():
         return _folder(path, name)
     if path.is_file():
-        return _file(path, name)
+        return _lines(path, name) if stream and path.suffix.lower() == ".jsonl" else _file(path, name)
     hub = _HUB_ID.fullmatch(name)
     if hub and path.suffix.lower() not in READERS:
-        return _hub(hub["id"], hub["subset"], name)
+        return _hub(hub["id"], hub["subset"], name, stream=stream)
     fix = "give a path that exists, or a hub id org/name"
     raise DataError(f"no file {name}", where=f"data set {name}{_near(path)}", fix=fix)
 
@@ -219,7 +201,7 @@ def _folder(path: Path, name: str) -> Source:
     if not files:
         return _datasets(name, path.name, name, lambda d: d.load_dataset(str(path), split="train"))
     parts = [_file(file, str(Path(name) / file.name)) for file in files]
-    rows = [(part, index) for part in parts for index in range(part.size)]
+    rows = [(part, index) for part in parts for index in range(part.size or 0)]
     return Source(
         path.name,
         len(rows),
@@ -233,19 +215,42 @@ def _jsonl(path: Path, name: str) -> Source:
     raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     lines = [(number, line) for number, line in enumerate(raw.split(b"\n"), start=1) if line.strip()]
 
-    def get(index: int) -> Any:
-        number, line = lines[index]
-        try:
-            return json.loads(line.decode())
-        except UnicodeDecodeError as error:
-            raise RowError(
-                "not UTF-8", where=f"{name}:{number}  {error.reason}", fix="save the file as UTF-8"
-            ) from None
-        except (ValueError, RecursionError) as error:
-            fault = f"{name}:{number}  {getattr(error, 'msg', error)} at column {getattr(error, 'colno', 1)}"
-            raise RowError("not JSON", where=fault, fix="write one JSON object a line") from None
+    return Source(
+        path.stem, len(lines), lambda index: _decoded(name, *lines[index]), lambda index: f"{name}:{lines[index][0]}"
+    )
 
-    return Source(path.stem, len(lines), get, lambda index: f"{name}:{lines[index][0]}")
+
+def _lines(path: Path, name: str) -> Source:
+    """JSON lines, one after another: nothing behind the last one that is asked for is read. Rows are named by line."""
+    read: list[int] = []  # line numbers of the rows so far
+
+    def rows() -> Iterator[Any]:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                if line.strip():
+                    read.append(number)
+                    yield number, line
+
+    lines = rows()
+
+    def get(index: int) -> Any:
+        found = next(lines, None)
+        if found is None:
+            raise IndexError(index)
+        return _decoded(name, *found)
+
+    return Source(path.stem, None, get, lambda index: f"{name}:{read[index] if index < len(read) else index + 1}")
+
+
+def _decoded(name: str, number: int, line: bytes) -> Any:
+    try:
+        return json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise RowError("not UTF-8", where=f"{name}:{number}  {error.reason}", fix="save the file as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        fault = f"{name}:{number}  {getattr(error, 'msg', error)} at column {getattr(error, 'colno', 1)}"
+        raise RowError("not JSON", where=fault, fix="write one JSON object a line") from None
 
 
 def _json(path: Path, name: str) -> Source:
@@ -296,9 +301,9 @@ READERS: dict[str, Callable[[Path, str], Source]] = {
 # ---------------------------------------------------------------- through `datasets`
 
 
-def _hub(hub_id: str, subset: str | None, name: str) -> Source:
+def _hub(hub_id: str, subset: str | None, name: str, *, stream: bool) -> Source:
     origin = f"{hub_id}{f':{subset}' if subset else ''}[train]"
-    return _datasets(name, hub_id, origin, lambda d: d.load_dataset(hub_id, subset, split="train"))
+    return _datasets(name, hub_id, origin, lambda d: d.load_dataset(hub_id, subset, split="train", streaming=stream))
 
 
 def _saved(path: Path, name: str) -> Source:
@@ -322,4 +327,18 @@ def _datasets(name: str, tag: str, origin: str, load: Callable[[Any], Any]) -> S
             where=f"{type(error).__name__}: {said[:200]}{near if near.startswith(' (near') else ''}",
             fix="check the name (a path, org/name or org/name:subset, with a train split), the network and your login",
         ) from error
+    if not hasattr(rows, "__len__"):
+        return _stream(iter(rows), tag, origin)
     return Source(tag, len(rows), rows.__getitem__, lambda index: f"{origin}:{index + 1}")
+
+
+def _stream(rows: Iterator[Any], tag: str, origin: str) -> Source:
+    end = object()
+
+    def get(index: int) -> Any:
+        row = next(rows, end)
+        if row is end:
+            raise IndexError(index)
+        return row
+
+    return Source(tag, None, get, lambda index: f"{origin}:{index + 1}")

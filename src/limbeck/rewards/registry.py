@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
+from limbeck.data import preprocess
 from limbeck.errors import ConfigError
 from limbeck.rewards.base import NamedReward, Reward, RewardOptions
 from limbeck.rewards.named import NAMED, Entry
@@ -42,14 +43,14 @@ def register_reward(name: str) -> Callable[[F], F]:
 
 
 def load_plugin(path: str | Path) -> list[str]:
-    """Run a Python file that registers rewards; the names that it registered. A file is run once, and may import the
-    files beside it. Raises ConfigError, naming the line, where the file does not load."""
+    """Run a Python file that registers rewards and preprocessors of rows; the names of its rewards. A file is run
+    once, and may import the files beside it. Raises ConfigError, naming the line, where the file does not load."""
     file = Path(path).expanduser().resolve()
     if file in _plugins:
         return _plugins[file]
     if not file.is_file():
         raise ConfigError(f"no plugin file {path}", where=f"--external_plugins {path}", fix="give a path that exists")
-    before = set(_registered)
+    before, datasets = set(_registered), set(preprocess.registered)
     # a name of its own, so that two plugins of one name, or of an installed module's, do not meet
     name = f"limbeck_plugin_{file.stem}_{hashlib.sha1(str(file).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, file)
@@ -65,6 +66,8 @@ def load_plugin(path: str | Path) -> list[str]:
         del sys.modules[name]
         for added in set(_registered) - before:  # half a plugin is none
             del _registered[added]
+        for added in set(preprocess.registered) - datasets:
+            del preprocess.registered[added]
         said = error.what if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
         raise ConfigError(
             f"plugin {path} does not load: {said}", where=f"{path}:{_line(error, file)}", fix="mend that line"

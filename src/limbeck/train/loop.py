@@ -84,14 +84,8 @@ def fit(
                 break
             hooks.call("on_step_begin")
             stats = will_log(state, state.global_step + 1)
-            try:
+            with _nothing_lost(parts, progress, book):
                 progress.generation, result = train_step(parts, progress.generation, stats=stats)
-            except NonFinite as error:
-                _save_culprits(error, parts, progress, book)
-                raise
-            except TeacherError:
-                _save_before_leaving(parts, progress, book)
-                raise
             progress.seconds = time.monotonic() - began
             control = _account(parts, progress, hooks, result)
             book.tally.add_lengths(scored.sample for scored in result.samples)
@@ -100,11 +94,8 @@ def fit(
                 outcome.collapse = book.collapse(state.log_history)  # the same on all ranks, as the log is
             else:
                 book.console.tick(state.global_step)
-            try:
+            with _nothing_lost(parts, progress, book):
                 after = _evaluate(parts, progress, book, held_out) if control.should_evaluate else {}
-            except TeacherError:
-                _save_before_leaving(parts, progress, book)
-                raise
             if after:
                 outcome.evaluation["after"] = after
                 hooks.call("on_evaluate", metrics=after)
@@ -123,6 +114,19 @@ def fit(
     outcome.step = state.global_step
     hooks.call("on_train_end")
     return outcome
+
+
+@contextmanager
+def _nothing_lost(parts: Parts, progress: checkpoint.Progress, book: Book) -> Iterator[None]:
+    """A fault inside leaves a checkpoint before it ends the run."""
+    try:
+        yield
+    except NonFinite as error:
+        _save_culprits(error, parts, progress, book)
+        raise
+    except TeacherError:
+        _save_before_leaving(parts, progress, book)
+        raise
 
 
 def _account(parts: Parts, progress: checkpoint.Progress, hooks: Hooks, result: StepResult) -> Any:

@@ -17,7 +17,7 @@ from limbeck.config.defaults import Choice, resolve_defaults
 from limbeck.config.method import resolve_method
 from limbeck.config.routes import routes_of
 from limbeck.config.schema import Config
-from limbeck.data import Dropped, Example, load_examples, render_all
+from limbeck.data import Dropped, Example, check_names, load_examples, render_all
 from limbeck.data.privileged import with_template
 from limbeck.errors import ConfigError, DataError
 from limbeck.models import (
@@ -62,8 +62,10 @@ def prepare(config: Config, *, world_size: int = 1, answered_only: bool = False)
     model, data = config.model, config.data
     if not data.dataset:
         raise ConfigError("there are no rows to train on", fix="add --dataset FILE or a hub id")
+    for path in data.external_plugins:
+        load_plugin(path)
     examples, dropped, held_out, dropped_held_out = _read(config)
-    notes: list[str] = []
+    notes = check_names(data.columns, dropped, dropped_held_out)
     if answered_only:
         examples = _answered(examples, dropped)
     examples, held_out = (_with_teacher_prompts(config, rows) for rows in (examples, held_out))
@@ -94,7 +96,8 @@ def prepare(config: Config, *, world_size: int = 1, answered_only: bool = False)
             notes.append("the dataset's responses are not used: lmbda is 1, every token is the student's")
     rendering = {
         "end_ids": end_ids,
-        "turns": "all" if data.loss_scale == "default" else "last",
+        "turns": "last" if data.loss_scale.startswith("last_round") else "all",
+        "ignore_empty_think": data.loss_scale.endswith("ignore_empty_think"),
         "max_length": data.max_length,
         "truncation_strategy": data.truncation_strategy,
     }
@@ -183,7 +186,13 @@ def run_by_steps(config: Config) -> bool:
 
 def _read(config: Config) -> tuple[list[Example], Dropped, list[Example], Dropped]:
     data, seed = config.data, config.run.seed
-    reading = {"seed": seed, "system": data.system, "strict": data.truncation_strategy == "raise"}
+    reading: dict[str, Any] = {
+        "seed": seed,
+        "system": data.system,
+        "strict": data.truncation_strategy == "raise",
+        "columns": data.columns,
+        "streaming": data.streaming,
+    }
     examples, dropped = load_examples(data.dataset, **reading)
     held_out, dropped_held_out = load_examples(data.val_dataset, **reading) if data.val_dataset else ([], Dropped())
     if not held_out and data.split_dataset_ratio > 0:
@@ -204,8 +213,6 @@ def _read(config: Config) -> tuple[list[Example], Dropped, list[Example], Droppe
 def rewards_of(config: Config, rows: Sequence[Row]) -> list[NamedReward]:
     """The rewards of the run. Raises ConfigError for an unknown one, and for one that asks for a column no row has."""
     r = config.reward
-    for path in r.external_plugins:
-        load_plugin(path)
     names = [f.name for f in fields(RewardOptions) if f.name in type(r).model_fields]
     longest = {"max_completion_length": config.rollout.max_completion_length}
     options = RewardOptions(**{name: getattr(r, name) for name in names}, **longest)

@@ -183,3 +183,27 @@ def test_a_renamed_key_of_a_file(tmp_path):
 @pytest.mark.parametrize("words", [["--use_vllm", "false"], ["--seq_kd=false"], ["--packing", "false"]])
 def test_a_feature_that_is_switched_off_is_no_matter(words):
     assert read("rlhf", ["--model", "m", "--dataset", "d", *words]).notes == []
+
+
+@pytest.mark.parametrize(
+    ("given", "ours"),
+    [
+        ("default", "default"),
+        ("last_round", "last_round"),
+        ("ignore_empty_think", "ignore_empty_think"),
+        ("default+ignore_empty_think", "ignore_empty_think"),
+        ("last_round+ignore_empty_think", "last_round_with_ignore_empty_think"),
+        ("last_round+-", "last_round"),
+    ],
+)
+def test_loss_scales(given, ours):
+    assert parse("rlhf", ["--model", "m", "--dataset", "d", "--loss_scale", given]).data.loss_scale == ours
+
+
+@pytest.mark.parametrize("given", ["all", "hermes", "last_round+react"])
+def test_loss_scales_that_weigh_are_refused_with_the_reason(given):
+    with pytest.raises(ConfigError) as caught:
+        parse("rlhf", ["--model", "m", "--dataset", "d", "--loss_scale", given])
+    assert "each token once" in caught.value.what
+    assert caught.value.where == f"--loss_scale {given}"
+    assert "loss" in caught.value.fix

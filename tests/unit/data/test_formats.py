@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from limbeck.data.formats import FORMATS, RowError, to_example
+from limbeck.data.formats import FORMATS, rename_columns, to_example
+from limbeck.data.turns import RowError
 from limbeck.errors import DataError
 
 USER = {"role": "user", "content": "2+2?"}
 FOUR = {"role": "assistant", "content": "4"}
 SYSTEM = {"role": "system", "content": "Be brief."}
+ADD = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 2}}}
 
 
 def read(row, **options):
@@ -40,6 +42,24 @@ def read(row, **options):
         ({"instruction": "2+2?", "output": "4"}, "2+2?", "4"),
         ({"instruction": "Add.", "input": "2, 2", "output": "4"}, "Add.\n2, 2", "4"),
         ({"instruction": "Add.", "input": ""}, "Add.", None),
+        ({"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]}, (USER,), (FOUR,)),
+        ({"conversations": [USER, FOUR]}, (USER,), (FOUR,)),
+        ({"conversation": [{"human": "2+2?", "assistant": "4"}]}, (USER,), (FOUR,)),
+        ({"conversation": [{"human": "2+2?", "assistant": "4"}, {"human": "2+2?"}]}, (USER, FOUR, USER), None),
+        (
+            {
+                "conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}],
+                "system": "Be brief.",
+            },
+            (SYSTEM, USER),
+            (FOUR,),
+        ),
+        ({"messages": [{"role": "developer", "content": "Be brief."}, USER, FOUR]}, (SYSTEM, USER), (FOUR,)),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "2+"}, {"text": "2?"}]}, FOUR]},
+            (USER,),
+            (FOUR,),
+        ),
     ],
 )
 def test_known_rows(row, prompt, response):
@@ -82,13 +102,88 @@ def test_system_prompt_of_the_row_wins_over_the_default():
 
 
 def test_tool_turns():
-    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": {}}}]}
+    call = {"role": "assistant", "content": None, "tool_calls": [ADD]}
     result = {"role": "tool", "content": "4"}
     example = read({"messages": [USER, call, result, FOUR]})
     assert [turn["role"] for turn in example.prompt] == ["user", "assistant", "tool"]
     assert example.prompt[1]["content"] == ""
     assert read({"messages": [USER, call]}).response[0]["tool_calls"] == call["tool_calls"]
     assert read({"messages": [USER, call, result]}).response is None
+
+
+CALL = {"role": "assistant", "content": "", "tool_calls": [ADD]}
+RESULT = {"role": "tool", "content": "4"}
+JSON_CALL = '{"name": "add", "arguments": {"a": 2, "b": 2}}'
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [USER, CALL, RESULT, FOUR],
+        [USER, CALL | {"content": None}, RESULT, FOUR],
+        # OpenAI: arguments are JSON text
+        [
+            USER,
+            {"role": "assistant", "tool_calls": [{"function": {"name": "add", "arguments": '{"a": 2, "b": 2}'}}]},
+            RESULT,
+            FOUR,
+        ],
+        # ms-swift: turns of their own
+        [USER, {"role": "tool_call", "content": JSON_CALL}, {"role": "tool_response", "content": "4"}, FOUR],
+        # Arrow: every field that another call has, as None
+        [
+            USER,
+            CALL | {"tool_calls": [{"function": {"name": "add", "arguments": {"a": 2, "b": 2, "city": None}}}]},
+            RESULT | {"tool_calls": None},
+            FOUR,
+        ],
+    ],
+)
+def test_tool_turns_of_every_spelling_are_the_same(messages):
+    assert read({"messages": messages}).messages == (USER, CALL, RESULT, FOUR)
+
+
+def test_calls_that_follow_one_another_are_one_turn():
+    call = {"role": "tool_call", "content": JSON_CALL}
+    words = {"role": "assistant", "content": "I add."}
+    got = read({"messages": [USER, words, call, call, RESULT, FOUR]}).messages
+    assert got == (USER, words | {"tool_calls": [ADD, ADD]}, RESULT, FOUR)
+    sharegpt = [
+        {"from": "human", "value": "2+2?"},
+        {"from": "function_call", "value": JSON_CALL},
+        {"from": "observation", "value": "4"},
+        {"from": "gpt", "value": "4"},
+    ]
+    assert read({"conversations": sharegpt}).messages == (USER, CALL, RESULT, FOUR)
+
+
+def test_tools_may_be_json_text():
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    for written in (tools, json.dumps(tools)):
+        assert read({"messages": [USER, FOUR], "tools": written}).columns["tools"] == tools
+    assert read({"messages": [USER, FOUR], "tools": ""}).columns["tools"] is None
+
+
+def test_loss_of_messages():
+    def losses(*turns):
+        return [turn.get("loss") for turn in read({"messages": list(turns)}).messages]
+
+    no, yes = FOUR | {"loss": False}, FOUR | {"loss": True}
+    assert losses(USER, no, USER, yes) == [None, False, None, True]
+    assert losses(USER, FOUR | {"weight": 0}, USER, FOUR | {"weight": 1}) == [None, False, None, True]
+    assert losses(USER | {"loss": False}, FOUR) == [None, None]
+    assert losses(USER, {"role": "tool_call", "content": JSON_CALL, "loss": False}, RESULT, FOUR)[1] is False
+
+
+def test_columns_are_renamed():
+    row = {"question": "2+2?", "answer": "4", "note": "x"}
+    example = read(rename_columns(row, {"question": "query", "answer": "response", "absent": "system"}, "a.jsonl:7"))
+    assert (example.prompt, example.response) == ("2+2?", "4")
+    assert example.columns == {"note": "x", "dataset": "a"}
+    with pytest.raises(RowError, match="two columns of one name"):
+        rename_columns(row | {"query": "3+3?"}, {"question": "query"}, "a.jsonl:7")
+    assert rename_columns(row | {"query": None}, {"question": "query"}, "")["query"] == "2+2?"
+    assert rename_columns(["no row"], {"question": "query"}, "") == ["no row"]
 
 
 def test_messages_of_an_example():
@@ -108,12 +203,15 @@ def test_messages_of_an_example():
         ({"messages": []}, "messages is an empty list"),
         ({"messages": ["2+2?"]}, "a message has no role"),
         ({"messages": [{"content": "2+2?"}]}, "a message has no role"),
-        ({"messages": [{"role": "human", "content": "2+2?"}]}, "a message has an unknown role"),
+        ({"messages": [{"role": "narrator", "content": "2+2?"}]}, "a message has an unknown role"),
         ({"messages": [{"role": None, "content": "2+2?"}]}, "a message has an unknown role"),
         ({"messages": [{"role": ["user"], "content": "2+2?"}]}, "a message has an unknown role"),
         ({"messages": [{"role": "user"}]}, "text expected, something else found"),
         ({"messages": [{"role": "user", "content": 4}]}, "text expected, something else found"),
-        ({"messages": [USER, {"role": "assistant", "content": [{"type": "text"}]}]}, "text expected"),
+        (
+            {"messages": [USER, {"role": "assistant", "content": [{"type": "text"}]}]},
+            "a message has a part that is not text",
+        ),
         ({"messages": [USER, {"role": "assistant", "content": ""}]}, "empty response"),
         ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, "empty response"),
         ({"messages": [FOUR]}, "nothing comes before the response"),
@@ -130,6 +228,18 @@ def test_messages_of_an_example():
         ({"query": "2+2?", "response": ["4"]}, "text expected"),
         ({"query": "2+2?", "system": 4}, "text expected"),
         ({"instruction": "2+2?", "output": 4}, "text expected"),
+        ({"conversations": "2+2?"}, "conversations is not a list"),
+        ({"conversations": [{"from": "human"}]}, "text expected"),
+        ({"conversations": [{"value": "2+2?"}]}, "a message has no role"),
+        ({"conversation": [{"human": "2+2?"}, "4"]}, "a turn has no human side"),
+        ({"messages": [USER, {"role": "tool_call", "content": "add(2, 2)"}]}, "tools or tool calls that are not JSON"),
+        ({"messages": [USER, {"role": "tool_call", "content": "{}"}]}, "a tool call has no name"),
+        ({"messages": [USER, CALL | {"tool_calls": [{"name": "add", "arguments": "2"}]}]}, "the arguments of a tool"),
+        ({"messages": [USER, FOUR | {"loss": "maybe"}]}, "a message's loss is neither true nor false"),
+        ({"messages": [USER | {"loss": True}, FOUR]}, "loss is true on a message that is not the assistant's"),
+        ({"messages": [USER | {"content": [{"type": "image_url"}]}, FOUR]}, "a message has a part that is not text"),
+        ({"messages": [USER, FOUR], "tools": "[{"}, "tools or tool calls that are not JSON"),
+        ({"messages": [USER, FOUR], "tools": {"a": 1}}, "tools is not a list"),
     ],
 )
 def test_malformed_rows_are_refused_by_name(row, what):
@@ -154,5 +264,5 @@ def test_rows_of_the_docs_are_read():
     page = Path(__file__).parents[3] / "docs" / "data.md"
     section = page.read_text(encoding="utf-8").split("## Rows")[1].split("## ")[0]
     rows = [json.loads(text) for text in re.findall(r"`(\{.*?\})`", section)]
-    assert len(rows) == 6
-    assert sum(read(row).response is not None for row in rows) == 4
+    assert len(rows) == 8
+    assert sum(read(row).response is not None for row in rows) == 6

@@ -482,3 +482,47 @@ def test_an_answer_that_was_cut_off_when_generated_teaches_no_end_of_turn(chatml
     rows, dropped = render_all([row("hi", "one", truncated=False)], chatml, end_ids=ends)
     assert rows[0][1].response_ids[-1] in ends
     assert not str(dropped)
+
+
+def conversation(*losses) -> Example:
+    """As many questions as losses, each with an answer that says whether it is trained (None: nothing)."""
+    turns = []
+    for at, loss in enumerate(losses):
+        turns += [{"role": "user", "content": f"q{at}"}, {"role": "assistant", "content": f"a{at}"}]
+        turns[-1] |= {} if loss is None else {"loss": loss}
+    return Example(tuple(turns[:-1]), (turns[-1],), {}, "a.jsonl:1")
+
+
+@pytest.mark.parametrize(
+    ("losses", "turns", "trained"),
+    [
+        ((None, None), "last", ["a1"]),
+        ((None, None), "all", ["a0", "a1"]),
+        ((True, None), "last", ["a0", "a1"]),
+        ((True, False, None), "all", ["a0", "a2"]),
+        ((None, False), "all", ["a0"]),
+        ((True, False), "last", ["a0"]),
+    ],
+)
+def test_a_message_says_itself_whether_it_is_trained(chatml, losses, turns, trained):
+    got = render(conversation(*losses), chatml, end_ids=end_of(chatml), turns=turns)
+    assert targets(chatml, got) == [f"{answer}<|im_end|>" for answer in trained]
+
+
+def test_a_row_of_which_nothing_is_trained_is_counted(chatml):
+    rows, dropped = render_all([conversation(False), conversation(None)], chatml, end_ids=end_of(chatml))
+    assert len(rows) == 1
+    assert str(dropped) == "1 row dropped: 1 no message of the row is to be trained (a.jsonl:1)"
+
+
+@pytest.mark.parametrize("thought", ["<think></think>", "<think>\n\n</think>\n\n"])
+def test_empty_thoughts_are_context_where_asked(chatml, thought):
+    example = row("hi", thought + "yo", "hi", "<think>hm</think>four")
+    for turns in ("last", "all"):
+        plain = render(example, chatml, end_ids=end_of(chatml), turns=turns)
+        got = render(example, chatml, end_ids=end_of(chatml), turns=turns, ignore_empty_think=True)
+        answers = ["yo<|im_end|>", "<think>hm</think>four<|im_end|>"]
+        assert targets(chatml, got) == answers[turns == "last" :]
+        assert decode(chatml, plain.prompt_ids + plain.response_ids) == decode(
+            chatml, got.prompt_ids + got.response_ids
+        )

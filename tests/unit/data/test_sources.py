@@ -9,9 +9,12 @@ import sys
 
 import pytest
 
-from limbeck.data.formats import RowError
-from limbeck.data.sources import Dropped, load_examples
-from limbeck.errors import DataError
+from limbeck.data import preprocess, sources
+from limbeck.data.dropped import Dropped
+from limbeck.data.preprocess import register_dataset
+from limbeck.data.sources import check_names, load_examples
+from limbeck.data.turns import RowError
+from limbeck.errors import ConfigError, DataError
 
 
 @pytest.fixture(autouse=True)
@@ -227,7 +230,7 @@ def test_hub_ids_go_through_datasets(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     examples, _ = load_examples(["org/sums:main#2"], seed=0)
-    assert asked == [(("org/sums", "main"), {"split": "train"})]
+    assert asked == [(("org/sums", "main"), {"split": "train", "streaming": False})]
     assert len(examples) == 2
     assert examples[0].columns["dataset"] == "org/sums"
     assert examples[0].origin == f"org/sums:main[train]:{int(examples[0].prompt) + 1}"
@@ -253,3 +256,96 @@ def test_dropped_in_words():
     dropped.cut("on the right to max_length 8", "a.jsonl:1")
     assert str(dropped).endswith("; 1 row cut: 1 on the right to max_length 8 (a.jsonl:1)")
     assert dropped.total == 5
+
+
+def jsonl(path, *rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return str(path)
+
+
+def test_a_stream_takes_the_first_rows_and_reads_no_further(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"prompt": "0"}\n\nno json\n{"prompt": "1"}\n\xff\xfe never read\n')
+    examples, dropped = load_examples([f"{path}#2"], seed=0, streaming=True)
+    assert [(e.prompt, e.origin) for e in examples] == [("0", f"{path}:1"), ("1", f"{path}:4")]
+    assert str(dropped) == f"1 row dropped: 1 not JSON ({path}:3)"
+    examples, dropped = load_examples([f"{path}#9"], seed=0, streaming=True)
+    assert [e.prompt for e in examples] == ["0", "1"]
+    assert f"{path}#9 has 2 usable rows: all taken" in str(dropped)
+
+
+def test_a_stream_from_the_hub(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    pulled = []
+
+    def rows():
+        for n in range(100):
+            pulled.append(n)
+            yield {"prompt": str(n)}
+
+    def load_dataset(*args, streaming, **options):
+        assert streaming
+        return datasets.IterableDataset.from_generator(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    examples, _ = load_examples(["org/sums#3"], seed=0, streaming=True)
+    assert [(e.prompt, e.origin) for e in examples] == [(str(n), f"org/sums[train]:{n + 1}") for n in range(3)]
+    assert pulled == [0, 1, 2]
+    assert len(load_examples(["org/sums#300"], seed=0, streaming=True)[0]) == 100
+    with pytest.raises(DataError, match="how many rows"):
+        load_examples(["org/sums"], seed=0, streaming=True)
+
+
+def test_columns_and_how_rows_were_read(tmp_path):
+    one = jsonl(tmp_path / "one.jsonl", {"question": "2+2?", "answer": "4"}, {"prompt": "3+3="})
+    columns = {"question": "query", "answer": "response"}
+    examples, dropped = load_examples([one], seed=0, columns=columns)
+    assert [e.response for e in examples] == ["4", None]
+    assert dropped.kinds == {f"{one}: query + response": 1, f"{one}: prompt": 1}
+    assert check_names(columns, dropped) == []
+    with pytest.raises(DataError, match="no row has the column reply"):
+        check_names(columns | {"reply": "x"}, dropped)
+
+
+@pytest.fixture
+def no_preprocessors(monkeypatch):
+    monkeypatch.setattr(preprocess, "registered", registered := {})
+    monkeypatch.setattr(sources, "registered", registered)
+
+
+@pytest.mark.parametrize("by", ["path", "stem"])
+def test_preprocessors(tmp_path, no_preprocessors, by):
+    path = jsonl(tmp_path / "sums.jsonl", {"a": 2, "b": 2}, {"a": 9, "b": 9}, {"a": 3, "b": 3})
+    other = jsonl(tmp_path / "other.jsonl", {"prompt": "hi"})
+
+    @register_dataset({"path": path, "stem": "sums"}[by])
+    def sums(row):
+        return {"prompt": f"{row['a']}+{row['b']}=", "completion": str(row["a"] + row["b"])} if row["a"] < 9 else None
+
+    examples, dropped = load_examples([path, other], seed=0)
+    assert [(e.prompt, e.response) for e in examples] == [("2+2=", "4"), ("3+3=", "6"), ("hi", None)]
+    name = {"path": path, "stem": "sums"}[by]
+    assert str(dropped) == f"1 row dropped: 1 left out by the preprocessor of {name} ({path}:2)"
+    assert check_names({}, dropped) == []
+    assert check_names({}, load_examples([other], seed=0)[1]) == [
+        f"no data set is called {name!r}: its preprocessor has nothing to do"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [
+        (lambda row: row["absent"], "the preprocessor of 'sums' fails: KeyError: 'absent'"),
+        (lambda row: [row], "the preprocessor of 'sums' gives neither a row nor None"),
+    ],
+)
+def test_a_preprocessor_that_fails_stops_the_run(tmp_path, no_preprocessors, function, what):
+    path = jsonl(tmp_path / "sums.jsonl", {"prompt": "2+2="})
+    register_dataset("sums")(function)
+    with pytest.raises(DataError) as caught:
+        load_examples([path], seed=0)
+    assert caught.value.what == what
+    assert f"{path}:1" in caught.value.where
+    assert "mend the preprocessor" in caught.value.fix
+    with pytest.raises(ConfigError, match="already"):
+        register_dataset("sums")(function)
