@@ -6,8 +6,7 @@ Both start at the same student, which solves about a fifth of the task (lab.py),
 with a teacher and no reward, GRPO with the reward `exact` and no teacher, the same prompts, 8 samples each, 64
 sequences an update. Measured: updates until greedy accuracy on held-out prompts is 90% of the teacher's. Each is
 run at three learning rates, and its best one counts. `--start 3` begins at a student that solves 3% only, where
-rewards are rare. Thinking Machines ("On-policy distillation", 2025) report 7 to 10 times
-fewer.
+rewards are rare. Thinking Machines ("On-policy distillation", 2025) report 7 to 10 times fewer.
 
 What could refute: GRPO as fast; or a control that gets there too, where the teacher says nothing about the tokens:
 

@@ -31,6 +31,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("none", ON_A),
     "reference, as advantage": ("reference", ON_B),
     "reference, frozen teacher": ("reference", ON_A | {"teacher_source": "frozen"}),
+    "wrong, frozen teacher": ("wrong", ON_A | {"teacher_source": "frozen"}),
 }
 
 

@@ -388,6 +388,11 @@ WARNINGS: tuple[tuple[Callable[[Case], bool], str], ...] = (
         "--sft_alpha has no effect with --lmbda 1: cross-entropy is taken on the dataset's tokens only",
     ),
     (
+        lambda c: c.row.source == "live" and c.has_teacher_prompt,
+        "the teacher is the live student, which can unlearn to use what it is told: in docs/claims.md it peaked and fell, "
+        "and --teacher_source frozen held",
+    ),
+    (
         lambda c: c.config.teacher.offload_teacher_model and c.row.source != "model",
         "--offload_teacher_model has no effect: no teacher of its own is loaded here",
     ),

@@ -159,8 +159,9 @@ class Policy(Room):
     top_entropy_quantile: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the tokens, those of highest entropy, that the policy loss is taken on."""
     opd_signal: Literal["sampled", "topk", "full"] = "sampled"
-    """The teacher's part: its log-ratio of the sampled token as advantage, or with less noise and the same mean
-    gradient its reverse KL over the --gkd_logits_topk or over the full vocabulary, as a loss beside the policy's."""
+    """The teacher's part: its log-ratio of the sampled token as advantage, or with less noise its reverse KL as a loss
+    beside the policy's: over the full vocabulary (the same mean gradient), or over the --gkd_logits_topk (a lower bound
+    of it, and another gradient where the student's mass is off these)."""
 
 
 class Reward(Room):

@@ -189,8 +189,9 @@ def _rows(term: TokenTerm, rows: Tensor) -> TokenTerm:
 @dataclass(frozen=True, slots=True)
 class AdvantageLoss:
     """The policy loss of the sampled tokens (losses/policy.py), and with `distil` the teacher's reverse KL as a loss
-    next to it: coef times the divergence of the same tokens, by the same weights. In the mean that is the gradient that
-    the teacher's log-ratio gives as an advantage, without its sampling noise (`--opd_signal topk | full`).
+    next to it: coef times the divergence of the same tokens, by the same weights. With `--opd_signal full` that is in
+    the mean the gradient that the teacher's log-ratio gives as an advantage, without its sampling noise; `topk` is a
+    lower bound of the divergence, and in the mean another gradient where the student's mass is off the support.
 
     temperature: the sampler's, and the ratio's; loss_temperature: of the teacher's log-ratio. Without a `policy` in the
     micro-batch, in an evaluation, it is the cross-entropy of the given responses.
