@@ -322,6 +322,17 @@ RULES: tuple[Rule, ...] = (
         ("opd_signal",),
     ),
     Rule(
+        "clip of no divergence",
+        lambda c: (
+            c.row.path == "advantage"
+            and c.config.policy.opd_signal == "sampled"
+            and c.config.method.token_loss_clip is not None
+        ),
+        "--token_loss_clip bounds a token's divergence, and with --opd_signal sampled there is none",
+        "use --teacher_logratio_clip, which bounds the teacher's log-ratio, or --opd_signal full",
+        ("token_loss_clip",),
+    ),
+    Rule(
         "top-k of nothing",
         lambda c: (
             c.row.path == "advantage"
