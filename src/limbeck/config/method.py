@@ -351,6 +351,17 @@ RULES: tuple[Rule, ...] = (
         ("opd_signal",),
     ),
     Rule(
+        "clip of no divergence",
+        lambda c: (
+            c.row.path == "advantage"
+            and c.config.policy.opd_signal == "sampled"
+            and c.config.method.token_loss_clip is not None
+        ),
+        "--token_loss_clip bounds a token's divergence, and with --opd_signal sampled there is none",
+        "use --teacher_logratio_clip, which bounds the teacher's log-ratio, or --opd_signal full",
+        ("token_loss_clip",),
+    ),
+    Rule(
         "top-k of nothing",
         lambda c: (
             c.row.path == "advantage"
@@ -388,7 +399,7 @@ WARNINGS: tuple[tuple[Callable[[Case], bool], str], ...] = (
         "--sft_alpha has no effect with --lmbda 1: cross-entropy is taken on the dataset's tokens only",
     ),
     (
-        lambda c: c.row.source == "live" and c.has_teacher_prompt,
+        lambda c: c.row.source == "live" and c.row.privileged,
         "the teacher is the live student, which can unlearn to use what it is told: in docs/claims.md it peaked and fell, "
         "and --teacher_source frozen held",
     ),

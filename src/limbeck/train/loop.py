@@ -22,6 +22,7 @@ from limbeck.train.completions import describe
 from limbeck.train.evaluate import evaluate
 from limbeck.train.guards import REPEATED_NGRAM, Collapse
 from limbeck.train.hooks import Hooks, will_log
+from limbeck.train.monitors import add_texts, length_drift
 from limbeck.train.step import NonFinite, Parts, StepResult, train_step
 from limbeck.train.tally import Tally
 
@@ -180,7 +181,10 @@ def _account(parts: Parts, progress: checkpoint.Progress, hooks: Hooks, result: 
 
 def _log(parts: Parts, progress: checkpoint.Progress, hooks: Hooks, book: Book, result: StepResult) -> None:
     state = progress.state
+    add_texts(progress.meter, [scored.sample for scored in result.samples], book.tokenizer.decode)
     metrics = progress.meter.result(parts.accelerator)
+    drift = length_drift(state.log_history, metrics.get("completion_length/mean", 0.0))
+    metrics |= {} if drift is None else {"completion_length/drift": drift}
     busy = sum(metrics.get(f"seconds/{name}", 0.0) for name in ("sample", "score", "learn"))
     metrics["tokens_per_second"] = metrics["tokens"] / busy if busy else 0.0
     line = {"step": state.global_step, "kind": "train", "epoch": round(state.epoch or 0.0, 4)}

@@ -291,6 +291,12 @@ policy gradient behind it
   where: --opd_signal full
   fix:   leave it out; --lmbda 1 --beta 1 is the same reverse KL on the student's tokens""",
     ),
+    "clip of no divergence": (
+        {"rlhf_type": "grpo", "teacher_model": "teacher", "token_loss_clip": 0.5},
+        """error: --token_loss_clip bounds a token's divergence, and with --opd_signal sampled there is none
+  where: --token_loss_clip 0.5
+  fix:   use --teacher_logratio_clip, which bounds the teacher's log-ratio, or --opd_signal full""",
+    ),
     "top-k of nothing": (
         GKD | {"rlhf_type": "grpo", "gkd_logits_topk": 8},
         """error: --gkd_logits_topk and --opd_signal topk belong together on --rlhf_type grpo

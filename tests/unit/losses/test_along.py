@@ -135,6 +135,27 @@ def test_the_objective_by_the_plain_formula(level: Any, kind: str, coef: float) 
     assert ("divergence" in found) == (coef > 0)
 
 
+def test_the_clip_of_a_token_beside_the_policy() -> None:
+    """--token_loss_clip on path B: the divergence's value is cut and has no gradient there, the policy's part stays."""
+    case = Case()
+    advantage, old = case.randn(N), case.randn(N) - 3
+    part = Part(None, Hidden(case.teacher_hidden, Head(case.teacher_weight, valid=V)))
+    values = plain_divergence(case.logits(), case.teacher_logits(), beta=1.0, temperature=LOSS_TAU)
+    clip = 1.001 * float(
+        values.detach().median()
+    )  # between two tokens: at the bound itself a derivative is a convention
+    distil = DivergenceLoss(beta=1.0, temperature=LOSS_TAU, token_clip=clip)
+    policy = Policy(advantage, case.weights, 1.0, old_logp=old)
+    total, found = AdvantageLoss(PolicyLoss(), TAU, LOSS_TAU, distil, 0.7)(
+        case.hidden, case.head, micro(case, [part], policy), stats=True
+    )
+    logp = (case.logits() / TAU).log_softmax(-1).gather(-1, case.ce_ids.unsqueeze(-1)).squeeze(-1)
+    ratio = (logp - old).exp()
+    per_token = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+    check(case, total, (case.weights * (0.7 * values.clamp(max=clip) + per_token)).sum(), rtol=1e-8)
+    assert float(found["divergence"].nan_to_num().max()) == pytest.approx(clip)
+
+
 def test_both_losses_walk_over_the_head_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from limbeck.losses import linear, tokens
 

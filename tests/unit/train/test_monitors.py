@@ -1,0 +1,55 @@
+"""What is watched in the samples' texts, by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from limbeck.data.formats import Example
+from limbeck.data.rendered import Rendered
+from limbeck.signal import Sample, Source
+from limbeck.train.meter import Meter
+from limbeck.train.monitors import add_texts, length_drift, quotes_reference, reference_of
+
+SOLUTION = "add one and two and then you get three as a sum"
+TEXTS = {1: "the question is this", 2: f"hmm so {SOLUTION}", 3: "wait maybe four", 4: "five"}
+
+
+def sample(response: int, source: Source = "student", **columns: str) -> Sample:
+    return Sample(Rendered((1,), (response,), (True,)), source, Example("p", None, columns, "rows:1"))
+
+
+def test_quotes() -> None:
+    assert quotes_reference(f"so we {SOLUTION} .", SOLUTION)
+    assert not quotes_reference("add one and two and then you", SOLUTION)  # seven words in a row
+    assert quotes_reference("add one and two and then you get", SOLUTION)
+    assert not quotes_reference("add one and two and then you get", SOLUTION, prompt=SOLUTION)  # it is the question's
+    assert quotes_reference("it is 42", "42") and not quotes_reference("it is 43", "42")
+
+
+def test_the_reference() -> None:
+    assert reference_of({"teacher_prompt": "a", "solution": "b"}) == "a"
+    assert reference_of({"teacher_prompt": [{"role": "user"}], "solution": "b"}) == "b"
+    assert reference_of({"answer": "b"}) is None
+
+
+def test_sums_by_hand() -> None:
+    meter = Meter()
+    samples = [
+        sample(2, solution=SOLUTION),
+        sample(3, solution=SOLUTION),
+        sample(4),
+        sample(2, "dataset", solution="x"),
+    ]
+    add_texts(meter, samples, lambda ids: TEXTS[ids[0]])
+    words = len(TEXTS[2].split())
+    assert meter.mean["text/hedging"] == [pytest.approx(1 / words + 2 / 3), 3]
+    assert meter.mean["text/quotes"] == [1, 2]
+
+
+def test_drift_is_against_the_first_lines() -> None:
+    def line(length: float, kind: str = "train") -> dict[str, object]:
+        return {"kind": kind, "completion_length/mean": length}
+
+    assert length_drift([line(10), line(20)], 30) is None
+    history = [line(99, "eval"), line(10), line(20), line(30), line(500)]
+    assert length_drift(history, 40) == pytest.approx(2.0)
