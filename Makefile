@@ -1,6 +1,6 @@
 # make demo    distil a small real model, from nothing to a report
 # make test    all tests
-# make check   what the tests do not look at: style, types, import rules
+# make check   what the tests do not look at: style, types, import rules, the documentation's links
 VENV ?= .venv
 
 .PHONY: demo test check clean
@@ -15,6 +15,7 @@ check: $(VENV)/.ready
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 	$(VENV)/bin/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
 
 $(VENV)/.ready: scripts/setup.sh pyproject.toml constraints.txt
 	bash scripts/setup.sh $(VENV)

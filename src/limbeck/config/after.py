@@ -39,9 +39,17 @@ class Talk(Room):
     """What answers; for vLLM see `limbeck deploy --infer_backend vllm`."""
 
 
+def _is_adapter(path: Path) -> bool:
+    return (path / "adapter_config.json").is_file() and not (path / "config.json").is_file()
+
+
 def _with_base(rooms: dict[str, Any]) -> dict[str, Any]:
-    """Without --model it is the one that the first adapter was trained on, as its own file says."""
+    """Without --model it is the one that the first adapter was trained on, as its own file says; a --model that is an
+    adapter's folder is read as one on its base."""
     model: dict[str, Any] = dict(rooms.get("model") or {})
+    named = model.get("model")
+    if named and not model.get("adapters") and _is_adapter(Path(str(named))):
+        model = {**model, "model": None, "adapters": [str(named)]}
     if model.get("model"):
         return rooms
     adapters: Any = listed(model.get("adapters"))

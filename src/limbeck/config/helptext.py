@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import textwrap
 from typing import Any
 
@@ -77,6 +78,44 @@ def swift_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def flags_page() -> str:
+    """docs/flags.md: `python -m limbeck.config.helptext flags` prints it."""
+    lines = [
+        "# Every flag",
+        "",
+        "Made from the models of `limbeck.config`. Beside a flag: the commands that read it.",
+        "",
+    ]
+    seen: dict[str, list[tuple[Flag, Command]]] = {}
+    titles: dict[str, str] = {}
+    for spec in COMMANDS.values():
+        for room_name, room in rooms_of(spec.config).items():
+            titles.setdefault(room_name, " ".join((room.__doc__ or "").split("\n\n")[0].split()))
+        for flag in flags_of(spec.config).values():
+            if reads(spec, flag):
+                seen.setdefault(flag.name, []).append((flag, spec))
+    rooms = dict.fromkeys(uses[0][0].room for uses in seen.values())
+    for room_name in rooms:
+        lines += [
+            f"## {room_name}",
+            "",
+            titles[room_name],
+            "",
+            "| flag | default | meaning | commands |",
+            "|---|---|---|---|",
+        ]
+        for name, uses in seen.items():
+            flag, spec = uses[0]
+            if flag.room != room_name:
+                continue
+            default = _default(flag, spec).strip("[]")
+            meaning = " ".join((flag.info.description or "").split())
+            cells = (f"`--{name} {_operand(flag)}`", default, meaning, ", ".join(other.name for _, other in uses))
+            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
 def _flag_lines(flag: Flag, spec: Command) -> list[str]:
     left = f"  --{flag.name} {_operand(flag)}".rstrip()
     right = f"{flag.info.description or ''} {_default(flag, spec)}".strip()
@@ -126,4 +165,4 @@ def _wrap(text: str, indent: int, hang: int | None = None) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(swift_page(), end="")
+    print(flags_page() if sys.argv[1:] == ["flags"] else swift_page(), end="")

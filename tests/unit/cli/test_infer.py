@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from limbeck.cli.main import main
+from limbeck.config.flags import parse
 
 DRAW = ("--temperature", "0", "--max_completion_length", "8", "--use_cpu")
 
@@ -72,3 +73,11 @@ def test_a_data_set_is_answered_as_generate_does(tiny: Path, tmp_path: Path) -> 
 def test_refusals(tiny: Path, argv: list[str], said: str, capsys) -> None:
     assert main(["infer", *(word.format(tiny=tiny) for word in argv)]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_an_adapter_is_read_on_its_base(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    for argv in (["--model", str(tmp_path / "adapter")], ["--adapters", str(tmp_path / "adapter")]):
+        model = parse("infer", argv).model
+        assert (model.model, model.adapters) == ("org/base", [str(tmp_path / "adapter")])
