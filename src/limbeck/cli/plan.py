@@ -3,8 +3,11 @@ but with --preflight."""
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -12,9 +15,9 @@ from rich.text import Text
 from limbeck.config.commands import PlanConfig
 from limbeck.config.flags import to_yaml
 from limbeck.config.routes import routes_of
-from limbeck.config.schema import Config
+from limbeck.config.schema import Config, Model
 from limbeck.data import Rendered, show
-from limbeck.models import describe, skeleton
+from limbeck.models import add_lora, describe, skeleton
 from limbeck.train.build import build, make_accelerator
 from limbeck.train.preflight import preflight
 from limbeck.train.prepare import Prepared, prepare, rows_by_teacher, teachers_here
@@ -30,6 +33,8 @@ def run(config: PlanConfig) -> int:
     _section(out, "models", "\n".join(_models(prepared.config)))
     _section(out, "rows", "\n".join(_rows(prepared)))
     _section(out, "arithmetic", "\n".join(_arithmetic(prepared, world)))
+    _section(out, "on disk", "\n".join(_disk(prepared, world)))
+    _section(out, "who is sent what", "\n".join(_sent(prepared)))
     _section(out, "chosen for you", "\n".join(map(str, prepared.choices)))
     _section(out, "configuration", to_yaml(prepared.config).rstrip())
     _row(out, prepared)
@@ -101,6 +106,71 @@ def _arithmetic(prepared: Prepared, world: int) -> list[str]:
         expected = (sequences - on_policy) * sum(answered) / len(answered)
         lines.append(f"about {expected:,.0f} tokens of the dataset learnt from")
     return lines
+
+
+def _disk(prepared: Prepared, world: int) -> list[str]:
+    """What the run folder will hold: weights as they are saved, and in a checkpoint Adam's two means of every trained
+    weight (and a self-teacher's copy) for each process. Samples that are not used up come on top."""
+    config, m = prepared.config, prepared.config.model
+    if m.adapters and m.tuner_type != "full":
+        return ["a checkpoint is about three times as large as the last of --adapters"]
+    model = skeleton(m.model, revision=m.model_revision, trust_remote_code=m.trust_remote_code)
+    trained = model.parameters() if m.tuner_type == "full" else _adapters(model, m)
+    weights = 4 * sum(p.numel() for p in trained)  # trained weights are float32
+    copies = 2 + (prepared.method.source in ("ema", "frozen"))
+    each, count = weights * (1 + copies * world), _checkpoints(prepared)
+    limit = config.run.save_total_limit
+    kept = count if limit is None else min(count, limit)
+    dropped = f" of {count:,}" if kept < count else ""
+    parts = f"weights {_size(weights)}, optimizer {_size(2 * weights * world)}"
+    parts += f", the teacher's copy {_size(weights * world)}" if copies > 2 else ""
+    lines = [f"{kept:,} checkpoints{dropped} of about {_size(each)} ({parts})"] if count else ["no checkpoints"]
+    return [*lines, f"last/: {_size(weights)}", f"together about {_size(kept * each + weights)}"]
+
+
+def _adapters(model: Any, m: Model) -> Iterable[Any]:
+    """The parameters that LoRA would train, on a model without weights."""
+    lora = add_lora(model, rank=m.lora_rank, alpha=m.lora_alpha, target_modules=m.target_modules)
+    return [p for p in lora.parameters() if p.requires_grad]
+
+
+def _checkpoints(prepared: Prepared) -> int:
+    """How many are written: at every --save_steps or epoch, and after the last step."""
+    run, plan, steps = prepared.config.run, prepared.plan, prepared.max_steps
+    if run.save_strategy == "no":
+        return 0
+    if run.save_strategy == "steps":
+        return math.ceil(steps / run.save_steps)
+    rows = steps * plan.step_batch / plan.num_generations / plan.num_iterations
+    return max(math.ceil(rows / len(prepared.rows)), 1)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _sent(prepared: Prepared) -> list[str]:
+    """What leaves this process, and what for: every teacher, and every tracker."""
+    config, teacher = prepared.config, prepared.config.teacher
+    tokens = sum(len(t.prompt_ids) + len(t.response_ids) for _, t in prepared.rows)
+    whole = f"token ids of prompts and responses ({tokens:,} in the rows, and the student's own)"
+    cells = prepared.method.cells()
+    answer = f"answers with the {cells['granularity']}"
+    servers = routes_of(teacher.teacher_model_server)
+    addresses = [route.url for route in servers] or (
+        [teacher.teacher_model_server] if isinstance(teacher.teacher_model_server, str) else []
+    )
+    lines = [f"{url}: {whole}; {answer}" for url in addresses]
+    lines += [f"{name}, in this process: the same rows; {answer}" for name, _ in teachers_here(config)]
+    if not lines and prepared.method.source not in ("none", "-"):
+        lines = [f"the student itself ({cells['source']}): the same rows; {answer}"]
+    trackers = [name for name in config.report.report_to if name != "none"]
+    lines += [f"{name}: metrics and the configuration; no rows, no text" for name in trackers]
+    return [*lines, *([] if addresses or trackers else ["nothing leaves this machine"])]
 
 
 def _row(out: Console, prepared: Prepared) -> None:

@@ -155,7 +155,20 @@ def write_run(path: Path, *, steps: int = 300, every: int = 5, completions: int 
     write_lines(path / "metrics.jsonl", lines)
     rows = [completion(round((i + 1) * steps / completions), rng) for i in range(completions)]
     write_lines(path / "completions.jsonl", rows)
+    write_lines(path / "histograms.jsonl", [histograms_line(step, rng) for step in range(every, steps + 1, every)])
     return path
+
+
+def histograms_line(step: int, rng: random.Random) -> dict:
+    edges = [10 ** (i / 4) for i in range(-8, 4)]
+    return {
+        "step": step,
+        "lengths": [[16 * i, rng.randrange(1, 9)] for i in range(1, 9)] + [[144, 0]],
+        "divergences": [[edge, rng.randrange(40)] for edge in edges] + [[10.0, 0]],
+        "tokens": [[word, rng.randrange(1, 9), rng.random()] for word in WORDS[:20]],
+        "places": [[place, 16, 16 * rng.random()] for place in (0, 1, 2, 3, 4, 6, 8)],
+        "prompts": [[f"prompts.jsonl:{rng.randrange(50)}", "Why is the sky blue?", 40, rng.random()] for _ in range(5)],
+    }
 
 
 def write_lines(path: Path, rows: list[dict]) -> None:

@@ -14,7 +14,7 @@ import yaml
 from markupsafe import escape
 from run_folder import CONFIG, SUMMARY, completion, write_lines, write_run
 
-from limbeck.report import write_report
+from limbeck.report import write_comparison, write_report
 from limbeck.report.charts import MAX_POINTS, drawings, thin
 from limbeck.report.folder import mask_secrets, read_run, spread
 from limbeck.report.results import evaluation_of, measures
@@ -284,43 +284,100 @@ def test_measures_of_before_and_after():
 CHROMIUM = next((found for name in ("chromium", "google-chrome", "chrome") if (found := shutil.which(name))), None)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on the PATH")
-def test_in_a_browser(tmp_path):
+PROBE = """<script>addEventListener("load", () => {
+  const all = (query) => [...document.querySelectorAll(query)], charts = all(".chart").length;
+  const drawn = () => all(".chart canvas").filter((c) =>
+    new Uint32Array(c.getContext("2d").getImageData(0, 0, c.width, c.height).data.buffer).some((p) => p !== 0)).length;
+  const style = (node) => node && getComputedStyle(node).backgroundColor;
+  all("details.fold").forEach((fold) => fold.open = true);
+  const until = (ready, then, n = 40) => ready() || !n ? then() : setTimeout(until, 100, ready, then, n - 1);
+  until(() => drawn() === charts, () => {
+    for (const over of all(".chart .u-over")) {
+      const box = over.getBoundingClientRect(), at = {clientX: box.left + box.width / 2, clientY: box.top + 20};
+      over.dispatchEvent(new MouseEvent("mouseenter", at));
+      over.dispatchEvent(new MouseEvent("mousemove", {bubbles: true, ...at}));
+    }
+    setTimeout(() => {
+      const rows = (figure) => [...figure.querySelectorAll(".u-legend .u-series")].map((row) => row.textContent);
+      const legends = all(".chart").map(rows);
+      const span = document.querySelector("#completions .text span");
+      span?.dispatchEvent(new MouseEvent("mouseover", {bubbles: true}));
+      const found = {ready: document.documentElement.dataset.ready, errors: window.failures, charts, drawn: drawn(),
+        title: document.title, legends, tip: document.getElementById("tip").textContent, colour: style(span),
+        here: all("#tip .here").map((node) => node.textContent), page: style(document.body),
+        wider: document.documentElement.scrollWidth - innerWidth};
+      document.body.replaceChildren("PROBE" + JSON.stringify(found) + "END");
+    }, 300);
+  });
+});</script>"""
+WATCH = """<script>window.failures = []; onerror = (m) => failures.push(m);
+  console.error = console.warn = (...all) => failures.push(all.join(" "));
+  document.addEventListener("securitypolicyviolation", (e) => failures.push(e.violatedDirective));</script>"""
+
+
+def probe(page: Path, tmp_path: Path, *more: str) -> dict:
+    """What a browser makes of the page: its errors, its charts, what pointing at things shows."""
+    text = page.read_text(encoding="utf-8")
+    probed = tmp_path / "probed.html"
+    probed.write_text(text.replace("<style>", WATCH + "<style>", 1).replace("</body>", PROBE + "</body>"))
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --virtual-time-budget=8000 --dump-dom"
+    command = [str(CHROMIUM), *flags.split(), *more, f"--user-data-dir={tmp_path / 'profile'}", probed.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = re.search(r"PROBE(\{.*\})END", html.unescape(dom))
+    assert found, dom[-2000:]
+    return json.loads(found[1])
+
+
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on the PATH")
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 820, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser(tmp_path, width, scheme):
     run = write_run(tmp_path / "demo")
     write_lines(run / "completions.jsonl", [completion_with_nasty_text(), completion_with_nasty_text()])
-    page = write_report(run)
-    probe = """<script>addEventListener("load", () => setTimeout(() => {
-      const span = document.querySelector("#completions .text span");
-      span.dispatchEvent(new MouseEvent("mouseover", {bubbles: true}));
-      const drawn = [...document.querySelectorAll(".chart canvas")].filter((c) =>
-        new Uint32Array(c.getContext("2d").getImageData(0, 0, c.width, c.height).data.buffer).some((p) => p !== 0));
-      document.body.replaceChildren("PROBE" + JSON.stringify({ready: document.documentElement.dataset.ready,
-        errors: window.failures, charts: drawn.length, title: document.title, tip: document.getElementById?.name,
-        shown: window.tipText}) + "END");
-    }, 300));</script>"""
-    watch = """<script>window.failures = []; onerror = (m) => failures.push(m);
-      document.addEventListener("securitypolicyviolation", (e) => failures.push(e.violatedDirective));
-      addEventListener("mouseover", () => { window.tipText = document.getElementById("tip").textContent; });</script>"""
-    text = page.read_text(encoding="utf-8")
-    page.write_text(text.replace("<style>", watch + "<style>", 1).replace("</body>", probe + "</body>"))
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += " --disable-component-update --disable-sync --virtual-time-budget=5000 --dump-dom"
-    command = [str(CHROMIUM), *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    probed = re.search(r"PROBE(\{.*\})END", html.unescape(dom))
-    assert probed, dom[-2000:]
-    found = json.loads(probed[1])
+    dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+    found = probe(write_report(run), tmp_path, f"--window-size={max(width, 500)},900", *dark)
     assert found["ready"] == "yes"
     assert found["errors"] == []
-    assert found["charts"] == 13  # those of the closed fold are drawn when it opens
+    assert found["charts"] == found["drawn"] == 16  # curves, times, the fold's one, and the two maps
     assert found["title"] == "demo · Limbeck report"
-    assert "0.25" in found["shown"]
-    assert "50.0%" in found["shown"]
+    assert found["page"] == ("rgb(21, 23, 27)" if scheme == "dark" else "rgb(247, 247, 245)")
+    assert found["wider"] <= 0
+    assert "0.25" in found["tip"]
+    assert "50.0%" in found["tip"]
+    assert "teacher would say" in found["tip"]
+    (here,) = found["here"]  # the token that stands there is marked among the favourites
+    assert here.endswith("60.0%")
+    # every curve shows a step near the middle, which is pointed at
+    assert all(100 <= float(legend[0].removeprefix("step")) <= 200 for legend in found["legends"][:10])
+    step = float(found["legends"][0][0].removeprefix("step"))
+    at = {row["step"]: row["forward_kl"] for row in read_run(run).train}[step]
+    assert float(found["legends"][1][1].removeprefix("train")) == pytest.approx(at, rel=1e-3)
+
+
+@needs_browser
+def test_advantages_and_comparisons_in_a_browser(tmp_path):
+    run = write_run(tmp_path / "one")
+    row = completion_with_nasty_text() | {"divergence": None, "advantage": [-2.0, 1.0], "logratio": [-2.0, 1.0]}
+    write_lines(run / "completions.jsonl", [row])
+    found = probe(write_report(run), tmp_path)
+    assert found["errors"] == []
+    assert found["colour"].startswith("rgba(205, 45, 35")  # the first token is made less likely
+    assert "advantage-2" in found["tip"]
+    page = write_comparison([run, write_run(tmp_path / "two", seed=5)], tmp_path / "c.html")
+    found = probe(page, tmp_path)
+    assert found["errors"] == []
+    assert found["charts"] == found["drawn"] > 15
+    assert all(len(legend) == 3 for legend in found["legends"])  # the step, and a line a run
 
 
 def completion_with_nasty_text() -> dict:
     row = {"step": 1, "source": "student", "prompt": NASTY, "tokens": [NASTY, "b"], "divergence": [0.25, 0.0]}
-    return row | {"teacher_logp": [math.log(0.5), -1.0], "student_logp": [-1.0, -1.0], "truncated": False}
+    tops = {"teacher_top": [[[NASTY, 0.6], [" c", 0.3]]] * 2, "student_top": [[["x", 0.5]]] * 2}
+    return row | tops | {"teacher_logp": [math.log(0.5), -1.0], "student_logp": [-1.0, -1.0], "truncated": False}
 
 
 def test_the_generator_makes_what_the_contract_says():

@@ -65,7 +65,7 @@ def test_disagreement_is_over_the_latest_half(tmp_path: Path) -> None:
     assert (found.first, found.last) == (3, 4)
     assert [(e.label, e.count, e.mean, e.bar) for e in found.tokens] == [("␣a", 4, 1.75, 1.0), ("b", 1, 4.0, 4 / 7)]
     assert found.tokens[0].more == "63.6% of all"  # 7 of 11
-    assert [(e.label, e.count, e.mean) for e in found.places] == [("1\u20134", 1, 4.0), ("5 on", 4, 1.75)]
+    assert [(e.label, e.count, e.mean) for e in found.places] == [("1\N{EN DASH}4", 1, 4.0), ("5 on", 4, 1.75)]
     assert [(e.label, e.more, e.mean) for e in found.prompts] == [("two", "d:2", 1.0), ("one", "d:1", 0.5)]
 
 
