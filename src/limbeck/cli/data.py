@@ -3,21 +3,28 @@ configuration, registered with `run`."""
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
 from dataclasses import replace
 from functools import singledispatch
 
 import torch
 from accelerate import Accelerator
+from rich.console import Console
 from torch import nn
 
-from limbeck.config.commands import CacheInfoConfig, ScoreConfig
+from limbeck.cli.masks import masked
+from limbeck.config.commands import CacheInfoConfig, CheckConfig, ScoreConfig
 from limbeck.config.defaults import Choice
 from limbeck.config.room import Room
 from limbeck.config.schema import Config, Model, Run
+from limbeck.data import Dropped, Example, check_names, load_examples, render_all
+from limbeck.data.dropped import SHOWN
 from limbeck.errors import ConfigError
-from limbeck.models import skeleton
+from limbeck.models import end_token_ids, load_generation_config, load_tokenizer, skeleton
 from limbeck.report.format import duration, number
+from limbeck.rewards import load_plugin
 from limbeck.rollouts import sample_dataset
 from limbeck.signal import Sample
 from limbeck.teachers import Teacher
@@ -136,6 +143,70 @@ def _summary(config: ScoreConfig, counts: dict[str, int], teacher: str, seconds:
     print(f"  in store  {counts['hits']:,}")
     print(f"  refused   {counts['refused']:,}")
     print(f"{folder} holds {tokens:,} tokens, {number(found.bytes / max(tokens, 1), 3)} bytes a token")
+
+
+@run.register
+def check(config: CheckConfig) -> int:
+    """Prints how each data set was read, what was left out, lengths, and a few rows; with --model in tokens."""
+    out = Console(highlight=False, soft_wrap=True)
+    data, model = config.data, config.model
+    for path in data.external_plugins:
+        load_plugin(path)
+    examples, dropped = load_examples(
+        data.dataset, seed=config.run.seed, system=data.system, columns=data.columns, streaming=data.streaming
+    )
+    dropped.notes += check_names(data.columns, dropped)
+    for kind, rows in dropped.kinds.items():
+        print(f"{rows:,} rows of {kind}")
+    if not model.model:
+        print(*_findings(dropped), *_histogram("characters", list(map(_characters, examples))), sep="\n")
+        print("add --model STUDENT for lengths in tokens, for what its chat template refuses, and for the masks")
+        return 0
+    tokenizer = load_tokenizer(model.model, revision=model.model_revision, trust_remote_code=model.trust_remote_code)
+    rows, over = render_all(
+        examples,
+        tokenizer,
+        end_ids=end_token_ids(tokenizer, load_generation_config(model.model, revision=model.model_revision)),
+        turns="last" if data.loss_scale.startswith("last_round") else "all",
+        ignore_empty_think=data.loss_scale.endswith("ignore_empty_think"),
+        max_length=data.max_length,
+        truncation_strategy="delete" if data.truncation_strategy == "raise" else data.truncation_strategy,
+    )
+    print(*_findings(dropped.merge(over)), sep="\n")
+    print(*_histogram("prompt tokens", [len(tokens.prompt_ids) for _, tokens in rows]), sep="\n")
+    print(*_histogram("trained tokens", [len(tokens.targets) for _, tokens in rows if tokens.targets]), sep="\n")
+    for example, tokens in rows[: config.look.show_rows]:
+        out.print(f"\n{example.origin}  (what is trained stands in green, between ⟦ and ⟧)", style="bold", markup=False)
+        out.print(masked(tokens, tokenizer))
+    return 0
+
+
+def _findings(dropped: Dropped) -> list[str]:
+    """One line a reason, with what to do about it; and the remarks."""
+    lines = [
+        f"{tally.count:,} dropped: {reason} ({', '.join(tally.origins)}{', ...' if tally.count > SHOWN else ''})"
+        + (f"; {tally.fix}" if tally.fix else "")
+        for reason, tally in sorted(dropped.reasons.items(), key=lambda item: -item[1].count)
+    ]
+    lines += [f"{tally.count:,} cut: {reason} ({', '.join(tally.origins)})" for reason, tally in dropped.cuts.items()]
+    return [*lines, *dropped.notes] or ["no row dropped"]
+
+
+def _characters(example: Example) -> int:
+    return sum(len(message["content"]) for message in example.messages)
+
+
+def _histogram(name: str, lengths: list[int]) -> list[str]:
+    """Lengths by powers of two, the widest bar 40 characters."""
+    if not lengths:
+        return [f"{name}: none"]
+    counts = Counter(max(length, 1).bit_length() - 1 for length in lengths)
+    lines = [f"{name}: {sum(lengths) / len(lengths):,.0f} on average, {max(lengths):,} at most"]
+    for power in range(min(counts), max(counts) + 1):
+        count = counts[power]
+        bar = "█" * math.ceil(40 * count / max(counts.values()))
+        lines.append(f"  {2**power:>7,} to {2 ** (power + 1) - 1:>7,}  {count:>7,}  {bar}".rstrip())
+    return lines
 
 
 @run.register

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
+from limbeck.cli.masks import masked
 from limbeck.config.commands import PlanConfig
 from limbeck.config.flags import to_yaml
 from limbeck.config.routes import routes_of
 from limbeck.config.schema import Config, Model
-from limbeck.data import Rendered, show
 from limbeck.models import add_lora, describe, skeleton
 from limbeck.train.build import build, make_accelerator
 from limbeck.train.preflight import preflight
@@ -179,21 +178,10 @@ def _row(out: Console, prepared: Prepared) -> None:
     out.print(
         f"\none row  ({example.origin}; what is learnt from stands in [green]green[/], between ⟦ and ⟧)", style="bold"
     )
-    _tokens(out, prepared, tokens)
+    out.print(masked(tokens, prepared.tokenizer))
     if tokens.teacher is not None:
         out.print("\nthe same row as the teacher reads it", style="bold")
-        _tokens(out, prepared, tokens.teacher)
-
-
-def _tokens(out: Console, prepared: Prepared, tokens: Rendered) -> None:
-    text = Text()
-    learnt = False
-    for piece, target in show(tokens, prepared.tokenizer):
-        if target != learnt:
-            text.append("⟦" if target else "⟧", style="green")
-            learnt = target
-        text.append(piece, style="green" if target else "dim")
-    out.print(text.append("⟧", style="green") if learnt else text)
+        out.print(masked(tokens.teacher, prepared.tokenizer))
 
 
 def _write(path: Path, text: str) -> None:

@@ -188,6 +188,28 @@ class ReportConfig(Room):
     run: Run = Run()
 
 
+class Look(Room):
+    """What is shown."""
+
+    show_rows: Annotated[int, Field(ge=0)] = 3
+    """Rows to show with their masks; 0 shows none."""
+
+
+class CheckConfig(Room):
+    """`limbeck data check`: how rows are read, and what would be dropped."""
+
+    model: Model
+    data: Data
+    look: Look = Look()
+    run: Run = Run()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_model_is_needed(cls, rooms: dict[str, Any]) -> dict[str, Any]:
+        """Without --model nothing is tokenised."""
+        return {**rooms, "model": {"model": "", **dict(rooms.get("model") or {})}}
+
+
 class CacheInfoConfig(Room):
     """`limbeck data cache-info`: what a store holds."""
 
@@ -402,6 +424,23 @@ COMMANDS: dict[str, Command] = {
                 "--teacher_cache store",
                 "limbeck data score run.yaml          # then `limbeck rlhf run.yaml` asks the teacher nothing",
             ),
+        ),
+        Command(
+            "data check",
+            "say how rows are read, what is dropped and why",
+            CheckConfig,
+            {
+                "model": ("model", "model_revision", "trust_remote_code"),
+                "data": (*_READING, "system", "max_length", "truncation_strategy", "loss_scale"),
+                "look": ALL,
+                "run": ("seed", "debug"),
+            },
+            _DATASET,
+            (
+                "limbeck data check rows.jsonl                   # formats and dropped rows",
+                "limbeck data check rows.jsonl --model student   # and tokens, and what is trained, in colour",
+            ),
+            positional="dataset",
         ),
         Command(
             "data cache-info",

@@ -70,7 +70,7 @@ def _scale(value: Any) -> Any:
         what = f"{why}, and here a student is compared with its teacher on what it writes, each token once"
         fix = "take default (every assistant turn) or last_round; a message's own `loss` leaves turns out"
         raise PydanticCustomError("saying", "{what}", {"what": what, "fix": fix})
-    return _SCALES.get(name, value)
+    return _SCALES.get(name, name) if isinstance(value, str) else value
 
 
 _WEIGHING = ("react", "hermes", "qwen", "agentflan", "alpha_umi")
