@@ -105,7 +105,6 @@ FLAGS: dict[str, Entry] = {
     ),
     "deepspeed": Refused(_ZERO, ("none", "zero0")),
     "teacher_deepspeed": Refused(_ZERO, ("none", "zero0")),
-    "fsdp": Refused(_ZERO, ("none",)),
     "sequence_parallel_size": Refused(_ZERO, ("1",)),
     "device_map": Refused(_ZERO, ("none",)),
     "packing": Refused("leave it out: rows are padded to the longest of their micro-batch", _NO),

@@ -49,6 +49,7 @@ class HFSampler:
     """Samples from `model` (a transformers or peft causal model, weights as they are at the call).
 
     end_ids: a completion ends with, and keeps, the first of these. batch_size: rows a `generate` call.
+    whole: entered around every call, such as what gathers sharded weights; every rank must call then.
     """
 
     model: nn.Module
@@ -58,8 +59,13 @@ class HFSampler:
     valid: int
     batch_size: int = 64
     autocast: Callable[..., AbstractContextManager] = field(default=nullcontext)
+    whole: Callable[..., AbstractContextManager] = field(default=nullcontext)
 
     def __call__(self, rows: Sequence[Row], *, seed: int, done: Done | None = None) -> list[Sample]:
+        with self.whole():
+            return self._sample(rows, seed, done)
+
+    def _sample(self, rows: Sequence[Row], seed: int, done: Done | None) -> list[Sample]:
         prompts = [last_turn_prompt(tokens) for _, tokens in rows]
         samples: list[Sample | None] = [None] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: (len(prompts[i]), i))  # like lengths together: little padding

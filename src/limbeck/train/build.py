@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, get_scheduler
 
+from limbeck.config.choices import SELF
 from limbeck.config.defaults import Choice
 from limbeck.config.schema import Config, Model
 from limbeck.errors import ConfigError
@@ -27,6 +28,7 @@ from limbeck.train import parallel
 from limbeck.train.objective import AdvantageLoss, DivergenceLoss
 from limbeck.train.policy import Judge, Reward
 from limbeck.train.prepare import Prepared
+from limbeck.train.shard import Whole, shard, unsharded
 from limbeck.train.step import Parts
 from limbeck.train.student import Objective, StudentStep
 from limbeck.train.teacher import build_reference, build_teacher
@@ -57,6 +59,8 @@ def build(
     packs = enable_packing(model)
     objective = objective_of(config)
     student = StudentStep(model, objective, prepared.valid)
+    sharded = config.optim.fsdp == "fsdp2"
+    student, whole = shard(student, accelerator) if sharded else (student, unsharded(student))
     optimizer = torch.optim.AdamW(
         _groups(student.named_parameters(), config.optim.weight_decay),
         lr=config.optim.learning_rate or 0.0,
@@ -64,7 +68,10 @@ def build(
         eps=config.optim.adam_epsilon,
         fused=True,
     )
-    prepared_student, optimizer = accelerator.prepare(student, optimizer)
+    if sharded:
+        prepared_student, optimizer = student, accelerator.prepare(optimizer)
+    else:
+        prepared_student, optimizer = accelerator.prepare(student, optimizer)
     prepared_student.train()
     warmup = config.optim.warmup_steps
     try:
@@ -81,21 +88,25 @@ def build(
             where=f"--lr_scheduler_kwargs {config.optim.lr_scheduler_kwargs}",
             fix="give what transformers' scheduler of that name takes, such as '{\"min_lr\": 1e-6}'",
         ) from error
-    with parallel.together(accelerator):
+    with whole() as plain, parallel.together(accelerator):
+        model = plain.model
         teacher = build_teacher(prepared, accelerator, model, choices, say=say)
         reference = build_reference(prepared, accelerator, model)
+    judge = build_judge(prepared, reference, say)
     parts = Parts(
         plan=prepared.plan,
         accelerator=accelerator,
         rows=prepared.rows,
-        samplers={"dataset": sample_dataset, "student": build_sampler(prepared, accelerator, model)},
+        samplers={"dataset": sample_dataset, "student": build_sampler(prepared, accelerator, model, whole)},
         teacher=teacher,
         student=prepared_student,
         optimizer=optimizer,
         scheduler=scheduler,
         pad_id=prepared.tokenizer.pad_token_id,
-        judge=build_judge(prepared, reference, say),
+        judge=judge,
         packs=packs,
+        whole=whole,
+        runs_student=judge is not None or prepared.method.source in SELF or (teacher is not None and teacher.ask.names),
     )
     return parts, choices
 
@@ -233,7 +244,7 @@ def _without_end(ids: Sequence[int], end_ids: frozenset[int]) -> list[int]:
     return list(ids[:-1] if ids and ids[-1] in end_ids else ids)
 
 
-def build_sampler(prepared: Prepared, accelerator: Accelerator, model: nn.Module) -> HFSampler:
+def build_sampler(prepared: Prepared, accelerator: Accelerator, model: nn.Module, whole: Whole) -> HFSampler:
     r = prepared.config.rollout
     return HFSampler(
         model=model,
@@ -243,6 +254,7 @@ def build_sampler(prepared: Prepared, accelerator: Accelerator, model: nn.Module
         valid=prepared.valid,
         batch_size=r.rollout_batch_size or ROLLOUT_BATCH,
         autocast=accelerator.autocast,
+        whole=whole,
     )
 
 
