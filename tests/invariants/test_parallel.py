@@ -158,3 +158,7 @@ def test_a_sharded_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> Non
         ours, theirs = (load_file(run / "last" / file) for run in (resumed, whole))
         assert all(ours[name].equal(theirs[name]) for name in theirs)
     assert (tmp_path / "broken" / "checkpoint-1" / "model.safetensors").exists()
+
+
+def test_the_chunk_of_the_loss_is_said(runs: Path) -> None:
+    assert "loss: 256 rows of 320 ids a chunk" in (runs / "1.log").read_text()

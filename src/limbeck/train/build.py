@@ -19,6 +19,7 @@ from limbeck.config.defaults import Choice
 from limbeck.config.schema import Config, Model
 from limbeck.errors import ConfigError
 from limbeck.losses import PolicyLoss
+from limbeck.losses.chunks import chunk_choice
 from limbeck.models import add_lora, check_head, dropout_off, enable_packing, load_model, unwrap
 from limbeck.rewards import RewardTable, score
 from limbeck.rollouts import HFSampler, Sampling, sample_dataset
@@ -92,6 +93,8 @@ def build(
         model = plain.model
         teacher = build_teacher(prepared, accelerator, model, choices, say=say)
         reference = build_reference(prepared, accelerator, model)
+    if config.method.loss_impl == "linear":
+        say(f"loss: {chunk_choice(prepared.valid, torch.float32, accelerator.device)[1]}")
     judge = build_judge(prepared, reference, say)
     parts = Parts(
         plan=prepared.plan,
