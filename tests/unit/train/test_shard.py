@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 from accelerate import Accelerator
+from tests.support import make_model, make_tokenizer
 
 from limbeck.errors import ConfigError
 from limbeck.train.shard import layers, shard
 from limbeck.train.student import StudentStep
-from tests.support import make_model, make_tokenizer
 
 
 def test_one_process_has_nothing_to_shard_over() -> None:
