@@ -98,11 +98,17 @@ def limbeck(*argv: Any, processes: int = 1, ok: bool = True, **kwargs: Any) -> s
     return done
 
 
-def command(*argv: Any, processes: int = 1) -> list[str]:
-    run = ["-m", "limbeck.cli.main"]
+def command(*argv: Any, processes: int = 1, name: str = "limbeck.cli.main") -> list[str]:
+    run = ["-m", name]
     if processes > 1:
         run = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), *run]
     return [sys.executable, *run, *map(str, argv)]
+
+
+def module(name: str, *argv: Any, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """`python -m NAME ARGV` in a process of its own, or in several through torchrun."""
+    words = command(*argv, processes=processes, name=name)
+    return subprocess.run(words, capture_output=True, text=True, env=env(), timeout=300)
 
 
 def env() -> dict[str, str]:

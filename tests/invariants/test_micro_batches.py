@@ -17,6 +17,7 @@ from limbeck.rollouts import sample_dataset
 from limbeck.signal import Ask, Sample
 from limbeck.teachers import LocalTeacher
 from limbeck.train.objective import DivergenceLoss
+from limbeck.train.shard import unsharded
 from limbeck.train.step import Parts, Plan, micro_batches, shares, train_step
 from limbeck.train.student import StudentStep
 from tests.support import make_model, make_tokenizer
@@ -75,6 +76,7 @@ def one_step(
         optimizer,
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
         pad_id=0,
+        whole=unsharded(student),
     )
     _, result = train_step(parts, None, stats=False)
     return result.loss, result.grad_norm, torch.cat([p.detach().flatten() for p in weights])

@@ -20,6 +20,7 @@ from limbeck.signal import Ask, Sample
 from limbeck.teachers import LocalTeacher
 from limbeck.train.objective import AdvantageLoss, DivergenceLoss
 from limbeck.train.policy import Judge
+from limbeck.train.shard import unsharded
 from limbeck.train.step import Parts, Plan, train_step
 from limbeck.train.student import StudentStep
 from tests.invariants.test_micro_batches import ROWS, rows
@@ -76,6 +77,7 @@ def steps(
         optimizer,
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
         pad_id=0,
+        whole=unsharded(step),
         judge=judge,
     )
     generation, found = None, []

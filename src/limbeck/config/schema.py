@@ -319,6 +319,8 @@ class Optim(Room):
     """Micro-batches an optimizer step; by default what makes a total batch of 16 (1 for grpo)."""
     mixed_precision: Precision = "auto"
     """Type of the arithmetic; auto follows the weights' type, the optimizer's own copies stay in float32."""
+    fsdp: Literal["none", "fsdp2"] = "none"
+    """Shard the student's weights, gradients and optimizer state over the processes (docs/parallel.md)."""
 
 
 class Run(Room):

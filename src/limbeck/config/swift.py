@@ -111,7 +111,6 @@ FLAGS: dict[str, Entry] = {
     ),
     "deepspeed": Refused(_ZERO, ("none", "zero0")),
     "teacher_deepspeed": Refused(_ZERO, ("none", "zero0")),
-    "fsdp": Refused(_ZERO, ("none",)),
     "sequence_parallel_size": Refused(_ZERO, ("1",)),
     "device_map": Refused(_ZERO, ("none",)),
     "packing": NotNeeded(_PACKING, _NO),

@@ -83,6 +83,7 @@ class HFSampler:
 
     end_ids: a completion ends with, and keeps, the first of these. batch_size: rows a `generate` call.
     keeps_logprobs: samples carry their `sampler_logp`; without a temperature there is none.
+    whole: entered around every call, such as what gathers sharded weights; every rank must call then.
     """
 
     model: nn.Module
@@ -93,8 +94,13 @@ class HFSampler:
     batch_size: int = 64
     autocast: Callable[..., AbstractContextManager] = field(default=nullcontext)
     keeps_logprobs: bool = False
+    whole: Callable[..., AbstractContextManager] = field(default=nullcontext)
 
     def __call__(self, rows: Sequence[Row], *, seed: int, done: Done | None = None) -> list[Sample]:
+        with self.whole():
+            return self._sample(rows, seed, done)
+
+    def _sample(self, rows: Sequence[Row], seed: int, done: Done | None) -> list[Sample]:
         prompts = [last_turn_prompt(tokens) for _, tokens in rows]
         samples: list[Sample | None] = [None] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: (len(prompts[i]), i))  # like lengths together: little padding

@@ -48,6 +48,11 @@ class Teacher(ABC):
         """Which of several teachers the sample is sent to; metrics by teacher are called after it. Else empty."""
         return ""
 
+    @property
+    def follows(self) -> bool:
+        """`follow` reads the student's weights."""
+        return False
+
     def follow(self) -> None:
         """The student has taken an optimizer step."""
 

@@ -90,6 +90,10 @@ class LocalTeacher(Teacher):
             ids = torch.cat(list(named)).to(hidden.device) if named is not None else None
         return list(split(signal_of(self.ask, hidden, head, ids), batch.counts))
 
+    @property
+    def follows(self) -> bool:
+        return self.shadow is not None and self.shadow.decay is not None
+
     def follow(self) -> None:
         if self.shadow is not None:
             self.shadow.follow()

@@ -14,10 +14,12 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, get_scheduler
 
+from limbeck.config.choices import SELF
 from limbeck.config.defaults import Choice
 from limbeck.config.schema import Config, Model, Rollout
 from limbeck.errors import ConfigError
 from limbeck.losses import PolicyLoss
+from limbeck.losses.chunks import chunk_choice
 from limbeck.models import add_lora, check_head, dropout_off, enable_packing, load_model, unwrap, valid_ids
 from limbeck.rewards import NamedReward, RewardTable, score
 from limbeck.rollouts import HFSampler, Sampling, sample_dataset
@@ -27,6 +29,7 @@ from limbeck.train import parallel
 from limbeck.train.objective import AdvantageLoss, DivergenceLoss
 from limbeck.train.policy import Judge, Reward
 from limbeck.train.prepare import Prepared
+from limbeck.train.shard import Whole, shard, unsharded
 from limbeck.train.step import Parts
 from limbeck.train.student import Objective, StudentStep
 from limbeck.train.teacher import build_reference, build_teacher
@@ -63,6 +66,8 @@ def build(
     packs = enable_packing(model)
     objective = objective_of(config)
     student = StudentStep(model, objective, prepared.valid)
+    sharded = config.optim.fsdp == "fsdp2"
+    student, whole = shard(student, accelerator) if sharded else (student, unsharded(student))
     optimizer = torch.optim.AdamW(
         _groups(student.named_parameters(), config.optim.weight_decay),
         lr=config.optim.learning_rate or 0.0,
@@ -70,7 +75,10 @@ def build(
         eps=config.optim.adam_epsilon,
         fused=True,
     )
-    prepared_student, optimizer = accelerator.prepare(student, optimizer)
+    if sharded:
+        prepared_student, optimizer = student, accelerator.prepare(optimizer)
+    else:
+        prepared_student, optimizer = accelerator.prepare(student, optimizer)
     prepared_student.train()
     warmup = config.optim.warmup_steps
     try:
@@ -87,21 +95,27 @@ def build(
             where=f"--lr_scheduler_kwargs {config.optim.lr_scheduler_kwargs}",
             fix="give what transformers' scheduler of that name takes, such as '{\"min_lr\": 1e-6}'",
         ) from error
-    with parallel.together(accelerator):
+    with whole() as plain, parallel.together(accelerator):
+        model = plain.model
         teacher = build_teacher(prepared, accelerator, model, choices, say=say)
         reference = build_reference(prepared, accelerator, model)
+    if config.method.loss_impl == "linear":
+        say(f"loss: {chunk_choice(prepared.valid, torch.float32, accelerator.device)[1]}")
+    judge = build_judge(prepared, reference, say, state)
     parts = Parts(
         plan=prepared.plan,
         accelerator=accelerator,
         rows=prepared.rows,
-        samplers={"dataset": sample_dataset, "student": build_sampler(prepared, accelerator, model)},
+        samplers={"dataset": sample_dataset, "student": build_sampler(prepared, accelerator, model, whole)},
         teacher=teacher,
         student=prepared_student,
         optimizer=optimizer,
         scheduler=scheduler,
         pad_id=prepared.tokenizer.pad_token_id,
-        judge=build_judge(prepared, reference, say, state),
+        judge=judge,
         packs=packs,
+        whole=whole,
+        runs_student=judge is not None or prepared.method.source in SELF or (teacher is not None and teacher.ask.names),
     )
     return parts, choices
 
@@ -263,11 +277,9 @@ def _without_end(ids: Sequence[int], end_ids: frozenset[int]) -> list[int]:
     return list(ids[:-1] if ids and ids[-1] in end_ids else ids)
 
 
-def build_sampler(prepared: Prepared, accelerator: Accelerator, model: nn.Module) -> HFSampler:
-    tokenizer, ends = prepared.tokenizer, prepared.end_ids
-    return sampler_of(
-        model, prepared.config.rollout, tokenizer, ends, valid=prepared.valid, autocast=accelerator.autocast
-    )
+def build_sampler(prepared: Prepared, accelerator: Accelerator, model: nn.Module, whole: Whole) -> HFSampler:
+    tokenizer, ends, r = prepared.tokenizer, prepared.end_ids, prepared.config.rollout
+    return sampler_of(model, r, tokenizer, ends, valid=prepared.valid, autocast=accelerator.autocast, whole=whole)
 
 
 def sampler_of(

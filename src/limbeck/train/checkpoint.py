@@ -3,7 +3,8 @@
     model or adapter files, tokenizer       as transformers and peft write them
     trainer_state.json                      transformers' TrainerState
     limbeck_state.json                      what must be equal for the stream of rows to go on where it stopped
-    rank-R.pt                               optimizer, scheduler, random states, sums since the last line of the log
+    rank-R.pt                               optimizer (FSDP2: the rank's shards), scheduler, random states, sums since
+                                            the last line of the log
     generation-R.json                       the samples of a generation batch that is not used up
     signals-R.pt                            what the teacher said of them, where it would say otherwise now
 
@@ -19,10 +20,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.fsdp import FSDPModule
 from transformers.trainer_callback import TrainerState
 
 from limbeck.data.render import Rendered
@@ -32,6 +34,7 @@ from limbeck.rollouts import Row
 from limbeck.signal import Hidden, Policy, Sample, Scored, Signal, TopK
 from limbeck.teachers import Teacher
 from limbeck.train.meter import Meter
+from limbeck.train.shard import local_state, sharded_state
 from limbeck.train.step import Generation, Parts
 
 NAME = re.compile(r"checkpoint-(\d+)$")
@@ -62,10 +65,10 @@ def step_of(checkpoint: Path) -> int:
 
 def save_model(accelerator: Accelerator, parts: Parts, tokenizer: Any, folder: Path) -> None:
     """A plain Hugging Face folder: the whole model, or the adapter alone under LoRA. Every rank must call it."""
-    model = accelerator.unwrap_model(parts.student).model
-    if accelerator.is_main_process:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    with parts.whole(only_main=True, device="cpu") as student:
+        if accelerator.is_main_process:
+            cast(Any, student.model).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     accelerator.wait_for_everyone()
 
 
@@ -82,7 +85,7 @@ def save(parts: Parts, progress: Progress, tokenizer: Any, run_folder: Path, *, 
     rank = accelerator.process_index
     torch.save(
         {
-            "optimizer": parts.optimizer.state_dict(),
+            "optimizer": local_state(parts.optimizer),
             "scheduler": parts.scheduler.state_dict(),
             "random": _random_state(),
             "meter": progress.meter.state(),
@@ -116,12 +119,12 @@ def restore(parts: Parts, progress: Progress, checkpoint: Path) -> None:
     """
     kept = json.loads((checkpoint / "limbeck_state.json").read_text())
     for name, value in _stream(parts).items():
-        if kept[name] != value:
+        if kept.get(name, value) != value:
             raise ConfigError(
                 f"the checkpoint was written with {name.replace('_', ' ')} {kept[name]}, this run has {value}",
                 where=str(checkpoint),
-                fix="resume with the same data, batch size and number of processes, or start anew with --model or "
-                f"--adapters {checkpoint}",
+                fix="resume with the same data, batch size, number of processes and --fsdp, or start anew with "
+                f"--model or --adapters {checkpoint}",
             )
     own = torch.load(checkpoint / f"rank-{parts.accelerator.process_index}.pt", map_location="cpu", weights_only=True)
     _restore_optimizer(parts, own)
@@ -153,7 +156,7 @@ def _restore_optimizer(parts: Parts, own: dict[str, Any]) -> None:
     have changed. transformers' schedules are all base rate times a function of the step."""
     groups, scheduler = parts.optimizer.state_dict()["param_groups"], parts.scheduler
     base_lrs = list(scheduler.base_lrs)  # type: ignore[attr-defined]
-    parts.optimizer.load_state_dict({**own["optimizer"], "param_groups": groups})
+    parts.optimizer.load_state_dict({**sharded_state(parts.optimizer, own["optimizer"]), "param_groups": groups})
     scheduler.load_state_dict({**own["scheduler"], "base_lrs": base_lrs})
     step = own["scheduler"]["last_epoch"]
     factors = [factor(step) for factor in scheduler.lr_lambdas]  # type: ignore[attr-defined]
@@ -173,6 +176,7 @@ def _stream(parts: Parts) -> dict[str, Any]:
         "seed": plan.seed,
         "data_seed": plan.data_seed,
         "processes": parts.accelerator.num_processes,
+        "sharding": "fsdp2" if isinstance(parts.student, FSDPModule) else "none",
     }
 
 

@@ -201,11 +201,12 @@ def _log(parts: Parts, progress: checkpoint.Progress, hooks: Hooks, book: Book, 
     book.console.step(line)
     log(parts.accelerator, line, state.global_step)
     hooks.call("on_log", logs=line)
-    if book.completions is not None and result.samples and parts.accelerator.is_main_process:
-        student = parts.accelerator.unwrap_model(parts.student)
+    if book.completions is not None:
         asked = parts.teacher.ask if parts.teacher is not None else None
-        shown = describe(parts.accelerator, student, result.samples[0], book.tokenizer, parts.pad_id, asked)
-        book.completions.write({"step": state.global_step, **shown})
+        with parts.whole(only_main=True) as student:
+            if result.samples and parts.accelerator.is_main_process:
+                shown = describe(parts.accelerator, student, result.samples[0], book.tokenizer, parts.pad_id, asked)
+                book.completions.write({"step": state.global_step, **shown})
     if book.histograms is not None:
         for sample, values in result.divergences:
             book.tally.add_divergence(sample, values)
@@ -221,11 +222,11 @@ def _evaluate(
 ) -> dict[str, float]:
     """Scores the held-out samples, logs them, and names the best checkpoint so far."""
     state, metrics = progress.state, {}
-    student = parts.accelerator.unwrap_model(parts.student)
     for prefix, samples in held_out(state.global_step).items():
-        values = evaluate(
-            parts.accelerator, student, parts.teacher, samples, batch_size=book.eval_batch, pad_id=parts.pad_id
-        )
+        with parts.whole() as student:
+            values = evaluate(
+                parts.accelerator, student, parts.teacher, samples, batch_size=book.eval_batch, pad_id=parts.pad_id
+            )
         metrics |= {prefix + name: value for name, value in values.items()}
     if not metrics:
         return {}

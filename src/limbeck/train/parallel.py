@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch.distributed.fsdp import FSDPModule
 
 from limbeck.errors import LimbeckError
 
@@ -62,8 +63,9 @@ def together(accelerator: Accelerator) -> Iterator[None]:
 
 @contextmanager
 def gradients(accelerator: Accelerator, model: torch.nn.Module, *, last: bool) -> Iterator[None]:
-    """Around one micro-batch's forward and backward: gradients are exchanged between ranks with the last one only."""
-    if last:
+    """Around one micro-batch's forward and backward: gradients are exchanged between ranks with the last one only; with
+    every one under FSDP2, where a rank would hold whole gradients until then."""
+    if last or isinstance(model, FSDPModule):
         yield
     else:
         with accelerator.no_sync(model):

@@ -46,8 +46,8 @@ def preflight(prepared: Prepared, parts: Parts) -> list[str]:
     if teacher is None:
         return []
     samples = _samples(prepared, parts)
-    student = parts.accelerator.unwrap_model(parts.student)
-    found = evaluate(parts.accelerator, student, teacher, samples, batch_size=1, pad_id=parts.pad_id)
+    with parts.whole() as student:
+        found = evaluate(parts.accelerator, student, teacher, samples, batch_size=1, pad_id=parts.pad_id)
     teacher.counts()  # of the run's own log, these are not
     if found["refused"] and not found["rows"]:
         raise TeacherError(

@@ -17,6 +17,7 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -35,6 +36,7 @@ from limbeck.train import parallel
 from limbeck.train.objective import MicroBatch, Stats
 from limbeck.train.policy import Judge
 from limbeck.train.resample import resample
+from limbeck.train.shard import Whole
 from limbeck.train.student import StudentStep
 
 
@@ -59,7 +61,8 @@ class Plan:
 @dataclass
 class Parts:
     """What a step works with. `student` is the prepared `StudentStep`. packs: what sequences have in common is computed
-    once (`limbeck.models.enable_packing`)."""
+    once (`limbeck.models.enable_packing`). whole: the student with whole weights, where they are sharded.
+    runs_student: scoring takes the student too: it names ids, is its own teacher, or tells log-probabilities."""
 
     plan: Plan
     accelerator: Accelerator
@@ -70,8 +73,10 @@ class Parts:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     pad_id: int
+    whole: Whole
     judge: Judge | None = None
     packs: bool = False
+    runs_student: bool = False
 
 
 @dataclass
@@ -226,8 +231,7 @@ def score(parts: Parts, generation: Generation) -> None:
     if teacher is None:
         answers = [[Scored(s, None) for s in batch] for batch in flat]
     else:
-        student = accelerator.unwrap_model(parts.student)
-        with parallel.together(accelerator):
+        with _student(parts) as student, parallel.together(accelerator):
             signals = ask(teacher, student, flat, pad_id=parts.pad_id, accelerator=accelerator)
         answers = [
             [Scored(s, signal, teacher.who(s)) for s, signal in zip(batch, told, strict=True) if signal is not None]
@@ -235,8 +239,7 @@ def score(parts: Parts, generation: Generation) -> None:
         ]
     generation.refused = sum(map(len, flat)) - sum(map(len, answers))
     if parts.judge is not None:
-        with parallel.together(accelerator):
-            student = accelerator.unwrap_model(parts.student)
+        with _student(parts) as student, parallel.together(accelerator):
             answers = parts.judge(accelerator, student, answers, generation.places, generation.rewards)
     rest = iter(answers)
     scored = [[batch for batch in (next(rest) for _ in step) if batch] for step in left]
@@ -244,6 +247,11 @@ def score(parts: Parts, generation: Generation) -> None:
         list(scored[i % once]) for i in range(len(generation.steps) - generation.used)
     ]
     generation.seconds["score"] = time.perf_counter() - began
+
+
+def _student(parts: Parts) -> AbstractContextManager[StudentStep]:
+    """For scoring: with whole weights where it is run at all."""
+    return parts.whole() if parts.runs_student else nullcontext(parts.accelerator.unwrap_model(parts.student))
 
 
 def ask(
@@ -298,7 +306,8 @@ def learn(parts: Parts, batches: list[list[Scored]], source: Source, *, stats: b
     if norm > 0:  # no rows, or a student equal to its teacher: weight decay alone must not move the weights
         parts.optimizer.step()
         if parts.teacher is not None:
-            parts.teacher.follow()
+            with parts.whole() if parts.teacher.follows else nullcontext():
+                parts.teacher.follow()
     parts.scheduler.step()
     parts.optimizer.zero_grad()
     return StepResult(
