@@ -197,11 +197,17 @@ def test_low_variance_opd_rl_is_gkd_with_reverse_kl(tiny: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("tuner", "more"),
     [
-        ("full", ("--teacher_model", "TEACHER", "--reward_funcs", "repetition", "--num_generations", 3)),
+        (
+            "full",
+            (
+                *("--teacher_model", "TEACHER", "--reward_funcs", "repetition", "--num_generations", 3),
+                *("--dynamic_sample", "true", "--rollout_importance_sampling_mode", "token_mask"),
+            ),
+        ),
         ("lora", ("--teacher_model", "TEACHER", "--beta", 0.1, "--importance_sampling_level", "sequence")),
         ("full", ("--teacher_model", "TEACHER", "--opd_signal", "topk", "--gkd_logits_topk", 8)),
     ],
-    ids=["rewards", "reference, sequence", "top-k"],
+    ids=["rewards, resampled, weighed", "reference, sequence", "top-k"],
 )
 def test_a_killed_run_goes_on_with_its_advantages(tiny: Path, tmp_path: Path, tuner: str, more: tuple) -> None:
     more = tuple(tiny / "teacher" if word == "TEACHER" else word for word in more)
