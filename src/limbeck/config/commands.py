@@ -437,8 +437,8 @@ COMMANDS: dict[str, Command] = {
             },
             _DATASET,
             (
-                "limbeck data check rows.jsonl                   # formats and dropped rows",
-                "limbeck data check rows.jsonl --model student   # and tokens, and what is trained, in colour",
+                "limbeck data check rows.jsonl",
+                "limbeck data check rows.jsonl --model student --show_rows 5",
             ),
             positional="dataset",
         ),

@@ -86,6 +86,9 @@ def read(command: str, argv: Sequence[str]) -> Parsed:
             continue
         if name not in read_here:
             if not entry.from_file:
+                if isinstance(known := swift.lookup(name), swift.Refused):  # told together with the others
+                    refused.append((entry, known))
+                    continue
                 raise _not_used(entry, spec, flags[name])
             if entry.value != spec.presets.get(name, _default(flags[name])):
                 skipped.append(name)
