@@ -57,7 +57,7 @@ def render(run: Run) -> str:
     """The page as text."""
     summary, charts, evaluation = run.summary, drawings(run), evaluation_of(run)
     completions = [_completion(row) for row in run.completions]
-    coloured = "advantage" if any(row["advantage"] for row in completions) else "divergence"
+    coloured = next((key for key in ("advantage", "divergence") if any(row[key] for row in completions)), "")
     spreads = maps(run)
     data = {
         "charts": {section: [asdict(drawing) for drawing in found] for section, found in charts.items()},
@@ -217,7 +217,7 @@ def _short(value: Any) -> float | None:
 
 
 def _strongest(completions: list[dict[str, Any]], key: str) -> float:
-    values = sorted(abs(d) for row in completions for d in row[key] or [] if d is not None)
+    values = sorted(abs(d) for row in completions for d in row.get(key) or [] if d is not None)
     return max(values[int(COLOUR_QUANTILE * (len(values) - 1))], 1e-6) if values else 1.0
 
 

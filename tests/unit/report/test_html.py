@@ -374,6 +374,14 @@ def test_advantages_and_comparisons_in_a_browser(tmp_path):
     assert all(len(legend) == 3 for legend in found["legends"])  # the step, and a line a run
 
 
+def test_completions_without_numbers_have_no_scale(tmp_path):
+    run = write_run(tmp_path / "demo")
+    write_lines(run / "completions.jsonl", [completion_with_nasty_text() | {"divergence": None}])
+    page = page_of(run)
+    assert 'class="scale " hidden' in page
+    assert "The deeper a token" not in page
+
+
 def completion_with_nasty_text() -> dict:
     row = {"step": 1, "source": "student", "prompt": NASTY, "tokens": [NASTY, "b"], "divergence": [0.25, 0.0]}
     tops = {"teacher_top": [[[NASTY, 0.6], [" c", 0.3]]] * 2, "student_top": [[["x", 0.5]]] * 2}
