@@ -1,5 +1,5 @@
-"""`--loss_impl reference`, the plain formula on full logits with autograd, and the linear losses: the same value and the
-same gradients, over all that a run may ask for."""
+"""`--loss_impl reference`, the plain formula on full logits with autograd, and the linear losses: the same value and
+gradients, over all that a run may ask for."""
 
 from __future__ import annotations
 
