@@ -381,6 +381,9 @@ class Report(Room):
     """Name of the run in a tracker; by default the run folder's."""
     log_completions: bool = True
     """Write sampled responses to completions.jsonl."""
+    log_privileged_kl: bool = False
+    """Log how far its teacher_prompt moves the teacher (privileged_kl): KL between its views with and without, on two
+    rows a logging step and process, for two forwards of the teacher each. For a teacher in this process."""
     report_html: bool = True
     """Write report.html."""
 
