@@ -60,7 +60,7 @@ def steps(
     step = StudentStep(student, AdvantageLoss(loss, SAMPLER, LOSS, beside, coef), VALID)
     weights = [p for p in step.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(weights, lr=0.05)
-    ask = Ask("sampled" if opd == "sampled" else "hidden", temperature=LOSS)
+    ask = {"sampled": Ask("sampled", 0, LOSS), "full": Ask("hidden", 0, LOSS), "topk": Ask("topk", 7, LOSS)}[opd]
     group = 4
     judge = Judge(
         loss, group, coef, SAMPLER, LOSS, 24, 0, iterations > 1, sampled=opd == "sampled", reward=reward, **options
@@ -99,6 +99,23 @@ def test_the_update_does_not_depend_on_the_cut(loss_type: Any, level: Any) -> No
     whole = steps(loss, ROWS, **options)
     assert whole[1][0] > 1e-3
     assert whole[0][1] != pytest.approx(whole[0][0], rel=1e-6)  # the ratio has left 1
+    for size in (1, 3):
+        cut = steps(loss, size, **options)
+        assert cut[0] == pytest.approx(whole[0], rel=1e-9)
+        assert cut[1] == pytest.approx(whole[1], rel=1e-9)
+        torch.testing.assert_close(cut[2], whole[2], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("opd", ["full", "topk"])
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "cispo"])
+def test_the_low_variance_update_does_not_depend_on_the_cut(loss_type: Any, opd: str) -> None:
+    """The teacher's reverse KL beside the policy loss of the rewards: sequences, a fixed length, tokens as D."""
+    loss = PolicyLoss(loss_type, epsilon=0.01, epsilon_high=0.02)
+    options = {"opd": opd, "top_entropy": 0.6}
+    whole = steps(loss, ROWS, **options)
+    assert whole[1][0] > 1e-3
+    for other in (steps(loss, ROWS, opd=opd, coef=0.0), steps(loss, ROWS, opd=opd, reward=None)):
+        assert whole[1][0] != pytest.approx(other[1][0], rel=1e-3)  # both parts are in it
     for size in (1, 3):
         cut = steps(loss, size, **options)
         assert cut[0] == pytest.approx(whole[0], rel=1e-9)
