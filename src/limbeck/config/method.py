@@ -300,6 +300,13 @@ RULES: tuple[Rule, ...] = (
         ("log_privileged_kl",),
     ),
     Rule(
+        "positions without a teacher",
+        lambda c: bool(c.config.method.position_weights) and c.row.path == "loss" and c.row.source == "none",
+        "--position_weights weighs what a teacher says of a token, and there is none",
+        "leave it out, or add --teacher_model",
+        ("position_weights",),
+    ),
+    Rule(
         "nothing to reward",
         lambda c: c.row.path == "advantage" and c.row.source == "none" and not c.has_rewards,
         "--rlhf_type grpo has neither a teacher nor rewards",

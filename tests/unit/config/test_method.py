@@ -255,6 +255,12 @@ policy gradient behind it
   where: --log_privileged_kl true
   fix:   leave it out, or load the teacher here: --teacher_model""",
     ),
+    "positions without a teacher": (
+        {"rlhf_type": None, "position_weights": [0.25, 0.3, 0.1]},
+        """error: --position_weights weighs what a teacher says of a token, and there is none
+  where: --position_weights 0.25 0.3 0.1
+  fix:   leave it out, or add --teacher_model""",
+    ),
     "nothing to reward": (
         {"rlhf_type": "grpo"},
         """error: --rlhf_type grpo has neither a teacher nor rewards
