@@ -168,6 +168,7 @@ class Trainer:
             metric_for_best=run.metric_for_best_model,
             greater_is_better=bool(run.greater_is_better),
             max_seconds=run.max_time,
+            privileged_kl=config.report.log_privileged_kl,
             eval_batch=config.optim.per_device_eval_batch_size or config.optim.per_device_train_batch_size,
             refresh=self._write_page,
             collapse=partial(collapse_of, guards_of(run), run.collapse_window),

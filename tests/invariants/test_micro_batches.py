@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -16,6 +17,7 @@ from limbeck.models import add_lora, valid_ids
 from limbeck.rollouts import sample_dataset
 from limbeck.signal import Ask, Sample
 from limbeck.teachers import LocalTeacher
+from limbeck.train.evaluate import evaluate
 from limbeck.train.objective import DivergenceLoss
 from limbeck.train.shard import unsharded
 from limbeck.train.step import Parts, Plan, micro_batches, shares, train_step
@@ -30,6 +32,8 @@ OBJECTIVES = {
     "normalised, clipped": (DivergenceLoss(beta=0.2, normalize=True, token_clip=2.0), None),
     "top-k tail": (DivergenceLoss(beta=0.5), 7),
     "top-k renorm": (DivergenceLoss(beta=1.0, topk_mode="renorm"), 7),
+    "late tokens + ce": (DivergenceLoss(beta=0.5, sft_alpha=0.3, position=(0.1, 0.4, 0.15)), None),
+    "early tokens only, top-k": (DivergenceLoss(beta=0.0, position=(0.0, 0.5, -1e-4)), 7),
     "reference": (DivergenceLoss(beta=0.5, impl="reference", sft_alpha=0.3), None),
 }
 
@@ -94,6 +98,39 @@ def test_loss_and_gradient_do_not_depend_on_the_cut(name: str, dtype: torch.dtyp
         assert cut[0] == pytest.approx(whole[0], rel=tolerance)
         assert cut[1] == pytest.approx(whole[1], rel=tolerance)
         torch.testing.assert_close(cut[2], whole[2], rtol=0, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("ramp", [(0.1, 0.4, 0.15), (0.0, 0.5, -1e-4)], ids=["late", "early only"])
+def test_position_weights_by_the_plain_formula(ramp: tuple[float, ...]) -> None:
+    """Autograd on full logits in float64: sum of w (KL + alpha CE) over the sum of w, all of the step's."""
+    tokenizer, alpha = make_tokenizer(), 0.3
+    valid = valid_ids(tokenizer)
+    student = make_model(tokenizer, seed=1).double()
+    teacher = make_model(tokenizer, seed=2, layers=3, surplus=5, hidden=48, tied=False).double()
+    total, amount = torch.zeros((), dtype=torch.float64), 0.0
+    for _, tokens in rows():
+        ids, start, n = torch.tensor([tokens.prompt_ids + tokens.response_ids]), len(tokens.prompt_ids), tokens.targets
+        q, p = (m(input_ids=ids).logits[0, start - 1 : -1, :valid].log_softmax(-1) for m in (student, teacher))
+        ce = -q.gather(-1, torch.tensor(n)[:, None])[:, 0]
+        low, middle, width = ramp
+        at = [((t + 0.5) / len(n) - middle) / width for t in range(len(n))]
+        weights = [low + (1 - low) * (1 + math.tanh(x / 2)) / 2 for x in at]
+        values = (p.exp() * (p - q)).sum(-1) + alpha * ce
+        total = total + (torch.tensor(weights, dtype=torch.float64) * values).sum()
+        amount += sum(weights)
+    (total / amount).backward()
+    norm = torch.cat([w.grad.flatten() for w in student.parameters() if w.grad is not None]).norm()
+    for impl in ("linear", "reference"):
+        objective = DivergenceLoss(beta=0.0, sft_alpha=alpha, impl=impl, position=ramp)
+        for size in (1, ROWS):
+            loss, grad_norm, _ = one_step(objective, None, size, torch.float64)
+            assert loss == pytest.approx(float(total.detach()) / amount, rel=1e-9)
+            assert grad_norm == pytest.approx(float(norm), rel=1e-7)
+            step = StudentStep(student, objective, valid)
+            local = LocalTeacher(teacher, name="teacher", valid=valid, pad_id=0, ask=Ask("hidden"))
+            samples = [Sample(tokens, "dataset", example) for example, tokens in rows()]
+            found = evaluate(Accelerator(cpu=True), step, local, samples, batch_size=size, pad_id=0)
+            assert found["loss"] == pytest.approx(loss, rel=1e-9)
 
 
 def test_cross_entropy_alone_does_not_depend_on_the_cut() -> None:

@@ -60,7 +60,7 @@ def steps(
     step = StudentStep(student, AdvantageLoss(loss, SAMPLER, LOSS, beside, coef), VALID)
     weights = [p for p in step.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(weights, lr=0.05)
-    ask = Ask("sampled" if opd == "sampled" else "hidden", temperature=LOSS)
+    ask = {"sampled": Ask("sampled", 0, LOSS), "full": Ask("hidden", 0, LOSS), "topk": Ask("topk", 7, LOSS)}[opd]
     group = 4
     judge = Judge(
         loss, group, coef, SAMPLER, LOSS, 24, 0, iterations > 1, sampled=opd == "sampled", reward=reward, **options
@@ -106,6 +106,37 @@ def test_the_update_does_not_depend_on_the_cut(loss_type: Any, level: Any) -> No
         torch.testing.assert_close(cut[2], whole[2], rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("opd", ["full", "topk"])
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "cispo"])
+def test_the_low_variance_update_does_not_depend_on_the_cut(loss_type: Any, opd: str) -> None:
+    """The teacher's reverse KL beside the policy loss of the rewards: sequences, a fixed length, tokens as D."""
+    loss = PolicyLoss(loss_type, epsilon=0.01, epsilon_high=0.02)
+    options = {"opd": opd, "top_entropy": 0.6}
+    whole = steps(loss, ROWS, **options)
+    assert whole[1][0] > 1e-3
+    for other in (steps(loss, ROWS, opd=opd, coef=0.0), steps(loss, ROWS, opd=opd, reward=None)):
+        assert whole[1][0] != pytest.approx(other[1][0], rel=1e-3)  # both parts are in it
+    for size in (1, 3):
+        cut = steps(loss, size, **options)
+        assert cut[0] == pytest.approx(whole[0], rel=1e-9)
+        assert cut[1] == pytest.approx(whole[1], rel=1e-9)
+        torch.testing.assert_close(cut[2], whole[2], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("opd", ["sampled", "full"])
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo"])
+def test_position_weights_do_not_depend_on_the_cut(loss_type: Any, opd: str) -> None:
+    loss = PolicyLoss(loss_type, epsilon=0.01, epsilon_high=0.02)
+    options = {"opd": opd, "position": (0.1, 0.4, 0.15), "overlong_filter": True}
+    whole = steps(loss, ROWS, **options)
+    assert whole[1][0] != pytest.approx(steps(loss, ROWS, opd=opd)[1][0], rel=1e-3)
+    for size in (1, 3):
+        cut = steps(loss, size, **options)
+        assert cut[0] == pytest.approx(whole[0], rel=1e-9)
+        assert cut[1] == pytest.approx(whole[1], rel=1e-9)
+        torch.testing.assert_close(cut[2], whole[2], rtol=0, atol=1e-9)
+
+
 def logprobs(model: Any, s: Sample, temperature: float) -> Tensor:
     ids = torch.tensor([s.tokens.prompt_ids + s.tokens.response_ids])
     start = len(s.tokens.prompt_ids)
@@ -113,17 +144,23 @@ def logprobs(model: Any, s: Sample, temperature: float) -> Tensor:
     return logits.log_softmax(-1)
 
 
+@pytest.mark.parametrize("ramp", [(), (0.1, 0.4, 0.15)], ids=["alike", "late"])
 @pytest.mark.parametrize("loss_type", TYPES)
-def test_the_first_update_by_the_plain_formula(loss_type: Any) -> None:
+def test_the_first_update_by_the_plain_formula(loss_type: Any, ramp: tuple[float, ...]) -> None:
     """Autograd on full logits: sum over sequences and tokens of w A_t d log pi, A_t = group advantage + alpha d_t."""
     coef = 0.7
-    losses, norms, _ = steps(PolicyLoss(loss_type), ROWS, coef=coef, iterations=1)
+    losses, norms, _ = steps(PolicyLoss(loss_type), ROWS, coef=coef, iterations=1, position=ramp)
     student, teacher = models()
     samples = [Sample(tokens, "student", example) for example, tokens in rows()]
     values = rewards(samples).total.view(2, 4)
     base = ((values - values.mean(1, keepdim=True)) / (values.std(1, keepdim=True) + 1e-4)).flatten()
     total = torch.zeros((), dtype=torch.float64)
-    count = sum(len(s.tokens.response_ids) for s in samples)
+
+    def placed(n: int) -> Tensor:
+        places = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+        return ramp[0] + (1 - ramp[0]) / (1 + (-(places - ramp[1]) / ramp[2]).exp()) if ramp else torch.ones(n).double()
+
+    count = float(sum(placed(len(s.tokens.response_ids)).sum() for s in samples))
     for s, own in zip(samples, base, strict=True):
         ids = torch.tensor(s.tokens.response_ids)[:, None]
         mine = logprobs(student, s, SAMPLER).gather(-1, ids)[:, 0]
@@ -131,11 +168,11 @@ def test_the_first_update_by_the_plain_formula(loss_type: Any) -> None:
             d = (logprobs(teacher, s, LOSS) - logprobs(student, s, LOSS)).gather(-1, ids)[:, 0]
         advantage = own + coef * d
         if loss_type in ("grpo", "sapo"):
-            weight = 1 / len(ids) / len(samples)
+            weight = placed(len(ids)) / placed(len(ids)).sum() / len(samples)
         elif loss_type == "dr_grpo":
-            weight = 1 / (len(samples) * 24)
+            weight = placed(len(ids)) / (len(samples) * 24)
         else:
-            weight = 1 / count
+            weight = placed(len(ids)) / count
         if loss_type == "cispo":
             each = -advantage * mine
         elif loss_type == "sapo":  # at ratio 1 the gate is sigmoid(0) 4 / tau, of slope 1
@@ -143,7 +180,7 @@ def test_the_first_update_by_the_plain_formula(loss_type: Any) -> None:
             each = -advantage * (2 / tau + mine - mine.detach())
         else:
             each = -advantage * (mine - mine.detach()).exp()
-        total = total + weight * each.sum()
+        total = total + (weight * each).sum()
     total.backward()
     norm = torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]).norm()
     assert losses[0] == pytest.approx(float(total.detach()), rel=1e-9, abs=1e-12)

@@ -43,6 +43,26 @@ def test_the_same_prompt_as_privilege_teaches_nothing(tiny: Path, tmp_path: Path
     assert [line["loss"] for line in metrics(tmp_path / "run")] == pytest.approx([0.0, 0.0], abs=1e-7)
 
 
+@pytest.mark.parametrize("source", ["auto", "frozen"])
+def test_how_far_the_privileged_prompt_moves_the_teacher(tiny: Path, tmp_path: Path, source: str) -> None:
+    """A learning rate of all but zero leaves the measure nothing but the two views; equal prompts give zero."""
+    for told in (False, True):
+        path = rows(tiny, tmp_path, told=told)
+        path.write_text("".join(f"{line}\n" for line in path.read_text().splitlines()[:1]))
+        argv = [
+            *("rlhf", "--model", tiny / "student", "--dataset", path, "--lmbda", 0, "--beta", 0, *SHORT),
+            *("--output_dir", tmp_path / f"run-{told}", "--max_steps", 1, "--teacher_source", source),
+            *("--learning_rate", 1e-12, "--weight_decay", 0, "--log_privileged_kl"),
+        ]
+        assert main([str(word) for word in argv]) == 0
+        line = metrics(tmp_path / f"run-{told}")[0]
+        if told:
+            assert line["privileged_kl"] == pytest.approx(line["forward_kl"], rel=1e-4)
+            assert line["privileged_kl"] > 1e-5
+        else:
+            assert line["privileged_kl"] == 0
+
+
 @pytest.mark.parametrize("topk", [(), ("--gkd_logits_topk", 320)])
 def test_the_first_loss_against_the_plain_formula(tiny: Path, tmp_path: Path, topk: tuple[object, ...]) -> None:
     path = rows(tiny, tmp_path, told=True)

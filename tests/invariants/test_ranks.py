@@ -20,6 +20,10 @@ COUNTED = (
     "more",
     [
         pytest.param(["--lmbda", 0, "--tuner_type", "full"], id="dataset, full"),
+        pytest.param(
+            ["--lmbda", 0, "--sft_alpha", 0.3, "--position_weights", 0.25, 0.3, 0.1, "--tuner_type", "full"],
+            id="late tokens",
+        ),
         pytest.param(["--lmbda", 0, "--sft_alpha", 0.3, "--gkd_logits_topk", 8, "--lora_dropout", 0], id="top-k, lora"),
         # greedy: two ranks draw other numbers, but there is nothing to draw
         pytest.param(["--lmbda", 1, "--temperature", 0, "--lora_dropout", 0], id="student, lora"),

@@ -282,7 +282,7 @@ COMMANDS: dict[str, Command] = {
                 "teacher": (),
                 "rollout": (),
                 "run": tuple(n for n in Run.model_fields if n != "eval_on_policy" and "collapse" not in n),
-                "report": tuple(name for name in Report.model_fields if name != "log_completions"),
+                "report": tuple(n for n in Report.model_fields if n not in ("log_completions", "log_privileged_kl")),
             },
             _MODEL | _DATASET,
             (

@@ -286,6 +286,27 @@ RULES: tuple[Rule, ...] = (
         ("eval_on_policy",),
     ),
     Rule(
+        "no privileged prompt to measure",
+        lambda c: c.config.report.log_privileged_kl and not c.row.privileged,
+        "--log_privileged_kl compares the teacher with and without its teacher_prompt, and no row has one",
+        "leave it out, or add --teacher_prompt_template",
+        ("log_privileged_kl",),
+    ),
+    Rule(
+        "privileged prompt of a server",
+        lambda c: c.config.report.log_privileged_kl and c.row.source == "server",
+        "--log_privileged_kl runs the teacher on the whole vocabulary, and here it is a server",
+        "leave it out, or load the teacher here: --teacher_model",
+        ("log_privileged_kl",),
+    ),
+    Rule(
+        "positions without a teacher",
+        lambda c: bool(c.config.method.position_weights) and c.row.path == "loss" and c.row.source == "none",
+        "--position_weights weighs what a teacher says of a token, and there is none",
+        "leave it out, or add --teacher_model",
+        ("position_weights",),
+    ),
+    Rule(
         "nothing to reward",
         lambda c: c.row.path == "advantage" and c.row.source == "none" and not c.has_rewards,
         "--rlhf_type grpo has neither a teacher nor rewards",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -103,6 +104,13 @@ Precision = Annotated[Literal["auto", "no", "bf16"], BeforeValidator(_no)]
 def not_zero(value: int) -> int:
     if value == 0:
         raise PydanticCustomError("no_steps", "is 0: there would be nothing to run")
+    return value
+
+
+def ramp(value: list[float]) -> list[float]:
+    if value and not (len(value) == 3 and 0 <= value[0] < 1 and value[2] != 0 and all(map(math.isfinite, value))):
+        fix = "give LOW (from 0 to below 1), MIDDLE, and WIDTH (not 0), such as 0.25 0.3 0.1; negative WIDTH: falling"
+        raise PydanticCustomError("saying", "{what}", {"what": "is not a ramp of three numbers", "fix": fix})
     return value
 
 

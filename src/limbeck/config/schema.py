@@ -35,6 +35,7 @@ from limbeck.config.room import (
     WireBits,
     listed,
     not_zero,
+    ramp,
 )
 
 
@@ -123,6 +124,9 @@ class Method(Room):
     token_loss_clip: Positive | None = None
     """Upper bound of one token's divergence, which has no gradient there; off by default. OPSD's code (arXiv
     2601.18734) bounds each vocabulary entry's term at 0.05 instead, a tighter clip of the same kind."""
+    position_weights: Annotated[list[float], BeforeValidator(listed), AfterValidator(ramp)] = []
+    """Weigh tokens by their place in the response, LOW MIDDLE WIDTH: LOW + (1 - LOW) sigmoid((place - MIDDLE) / WIDTH),
+    place from 0 to 1; falling where WIDTH is negative. Off by default, as in OPSD; PW-OPSD has 0.25 0.3 0.1."""
     loss_impl: Literal["linear", "reference"] = "linear"
     """linear keeps nothing of size tokens x vocabulary; reference is the plain formula, for comparison."""
     teacher_kl_coef: NotNegative = 1.0
@@ -381,6 +385,9 @@ class Report(Room):
     """Name of the run in a tracker; by default the run folder's."""
     log_completions: bool = True
     """Write sampled responses to completions.jsonl."""
+    log_privileged_kl: bool = False
+    """Log how far its teacher_prompt moves the teacher (privileged_kl): KL between its views with and without, on two
+    rows a logging step and process, for two forwards of the teacher each. For a teacher in this process."""
     report_html: bool = True
     """Write report.html."""
 

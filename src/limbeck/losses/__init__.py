@@ -18,7 +18,7 @@ from .policy import (
     sequence_logratio,
     top_entropy_mask,
 )
-from .reduce import denominator, pad_tokens, token_mask, token_weights
+from .reduce import denominator, pad_tokens, position_weights, token_mask, token_weights
 from .support import topk_divergence
 from .tokens import linear_named, linear_policy_loss, linear_token_logprobs, linear_topk
 
@@ -43,6 +43,7 @@ __all__ = [
     "opd_advantage",
     "pad_tokens",
     "policy_objective",
+    "position_weights",
     "rollout_metrics",
     "rollout_weights",
     "sequence_logratio",

@@ -15,25 +15,43 @@ from torch import Tensor
 Reduction = Literal["tokens", "sequences", "fixed"]
 
 
-def token_weights(mask: Tensor, reduction: Reduction = "tokens", *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """[B, T] bool, True = active -> [B, T], zero where inactive.
+def position_weights(counts: Sequence[int], ramp: Sequence[float]) -> Tensor:
+    """Weights [N] float64 of the active tokens of sequences of counts[i], by their places: ramp = (low, middle, width),
 
-    tokens, fixed: 1 a token. sequences: 1 / length of the sequence (GRPO: mean over sequences of token means).
+        w(r) = low + (1 - low) sigmoid((r - middle) / width),    r = (place + 1/2) / count, between 0 and 1.
+
+    It rises along the response where width is positive (PW-OPSD, arXiv 2605.21606: 0.25, 0.3, 0.1), falls where it is
+    negative, and is a step at middle where it is small.
+    """
+    low, middle, width = ramp
+    each = [(torch.arange(n, dtype=torch.float64) + 0.5) / n for n in counts]
+    places = torch.cat(each) if each else torch.empty(0, dtype=torch.float64)
+    return low + (1 - low) * torch.sigmoid((places - middle) / width)
+
+
+def token_weights(mask: Tensor, reduction: Reduction = "tokens", *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[B, T] bool, True = active, or weights of the tokens, zero where inactive -> [B, T], zero where inactive.
+
+    tokens, fixed: 1 a token. sequences: 1 / length of the sequence (GRPO: mean over sequences of token means). Weights
+    of the tokens multiply the 1, and take the length's place by their sum: the mean over a sequence is weighted.
     """
     active = mask.to(dtype)
-    return active / active.sum(-1, keepdim=True).clamp(min=1) if reduction == "sequences" else active
+    if reduction != "sequences":
+        return active
+    length = active.sum(-1, keepdim=True)
+    return active / length.where(length > 0, 1)
 
 
-def denominator(mask: Tensor, reduction: Reduction = "tokens", *, fixed_length: int = 0) -> int:
-    """[B, T] bool -> what this micro-batch adds to the step's denominator.
+def denominator(mask: Tensor, reduction: Reduction = "tokens", *, fixed_length: int = 0) -> float:
+    """[B, T] bool, or weights of the tokens -> what this micro-batch adds to the step's denominator.
 
-    tokens:    active tokens (divergences; dapo, bnpo, cispo).
+    tokens:    active tokens, or the sum of their weights (divergences; dapo, bnpo, cispo).
     sequences: sequences with an active token (grpo, sapo).
     fixed:     all B sequences times `fixed_length` (dr_grpo), those without an active token too: a constant that does
                not depend on what was sampled is the point of it. Raises ValueError for a length below 1.
     """
     if reduction == "tokens":
-        return int(mask.sum())
+        return mask.sum().item()
     if reduction == "sequences":
         return int(mask.any(-1).sum())
     if fixed_length < 1:

@@ -210,6 +210,7 @@ def settings(run: Run) -> list[str]:
         names += ["teacher_kl_coef", "opd_signal", "loss_temperature", "teacher_logratio_clip"] if taught else []
     if taught and flat.get("gkd_logits_topk"):
         names += ["gkd_logits_topk", "topk_mode", "topk_support"]
+    names += ["position_weights"] if flat.get("position_weights") else []
     if sampled:
         names += _SAMPLED
     names += ["teacher_ema_decay"] if str(row.get("source", "")).startswith("ema") else []

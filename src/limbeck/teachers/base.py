@@ -41,6 +41,11 @@ class Teacher(ABC):
         has the asker name ids. None in an answer stands for a row that the teacher refused.
         """
 
+    def privileged_kl(self, sample: Sample) -> Tensor | None:
+        """KL(what it says after its privileged prompt || after the student's prompt) at each active token, [N] nats,
+        over the whole vocabulary at the ask's temperature. None where it cannot say: a server, a row without one."""
+        return None
+
     def expect(self, samples: Sequence[Sample]) -> None:
         """Samples that `score` will be asked for soon: a server may be asked already, while others are being made."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.data.collate import collate
-from limbeck.losses import Head
+from limbeck.losses import Head, linear_divergence
 from limbeck.models import fingerprint, hidden_states, model_head
 from limbeck.signal import Ask, Sample, Signal, signal_of, split
 from limbeck.teachers.base import Answers, Named, Teacher
@@ -50,17 +50,37 @@ class LocalTeacher(Teacher):
 
     @torch.no_grad()
     def score(self, batches: Sequence[Sequence[Sample]], named: Named | None = None) -> Answers:
+        with self._ready():
+            head = self._head() if batches else None
+            return [
+                self._score_batch(samples, named[i] if named is not None else None, head)
+                for i, samples in enumerate(batches)
+            ]
+
+    @torch.no_grad()
+    def privileged_kl(self, sample: Sample) -> Tensor | None:
+        if sample.tokens.teacher is None:
+            return None
+        with self._ready():  # a row at a time and unpadded: equal prompts are then computed alike, and give zero
+            with_, without = (
+                hidden_states(self.model, batch.input_ids, (batch.rows, batch.cols))
+                for batch in (collate([tokens], self.pad_id).to(self.device) for tokens in (sample.told, sample.tokens))
+            )
+            head = model_head(self.model, self.valid)
+            options = {"beta": 0.0, "temperature": self.ask.temperature, "return_stats": True}
+            _, found = linear_divergence(without, head, with_, head, **options)
+        return found["divergence"]
+
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
+        """The model in eval mode, in its view, and where it computes."""
         training = self.model.training
         self.model.eval()
         if self.offload:
             self.model.to(self.device)
         try:
             with self.view(), self.autocast():
-                head = self._head() if batches else None
-                return [
-                    self._score_batch(samples, named[i] if named is not None else None, head)
-                    for i, samples in enumerate(batches)
-                ]
+                yield
         finally:
             self.model.train(training)
             if self.offload:

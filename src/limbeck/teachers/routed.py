@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from limbeck.signal import Ask, Sample
 from limbeck.teachers.base import Answers, Named, Teacher
 from limbeck.teachers.threads import Threads
@@ -55,6 +57,9 @@ class RoutedTeacher(Teacher):
                 for i, signal in zip(own, signals, strict=True):
                     answers[b][i] = signal
         return answers
+
+    def privileged_kl(self, sample: Sample) -> Tensor | None:
+        return self.each[self._number(sample)].privileged_kl(sample)
 
     def expect(self, samples: Sequence[Sample]) -> None:
         for number, teacher in enumerate(self.each):

@@ -107,6 +107,9 @@ class StoredTeacher(Teacher):
             digest.update(array("i", named.reshape(-1).tolist()))
         return digest.digest()
 
+    def privileged_kl(self, sample: Sample) -> Tensor | None:
+        return self.inner.privileged_kl(sample)
+
     def expect(self, samples: Sequence[Sample]) -> None:
         """Passes on what the store has not. Ids that the student names are not known yet."""
         if self.ask.names:

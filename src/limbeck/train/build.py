@@ -174,10 +174,15 @@ def objective_of(config: Config) -> Objective:
         token_clip=m.token_loss_clip,
         sft_alpha=m.sft_alpha,
         impl=m.loss_impl,
+        position=tuple(m.position_weights),
     )
     if m.rlhf_type != "grpo":
         return divergence
-    beside = None if p.opd_signal == "sampled" else replace(divergence, beta=1.0, normalize=False, sft_alpha=0.0)
+    beside = (
+        None
+        if p.opd_signal == "sampled"
+        else replace(divergence, beta=1.0, normalize=False, sft_alpha=0.0, position=())
+    )
     return AdvantageLoss(
         policy_loss(config),
         config.rollout.temperature or 1.0,
@@ -229,6 +234,7 @@ def build_judge(
         rollout_mode=config.rollout.rollout_importance_sampling_mode,
         rollout_threshold=config.rollout.rollout_importance_sampling_threshold,
         rollout_metrics=config.rollout.log_rollout_offpolicy_metrics,
+        position=tuple(config.method.position_weights),
     )
 
 

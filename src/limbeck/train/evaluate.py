@@ -49,9 +49,10 @@ def evaluate(
         if not tokens:
             continue
         loss, stats = student(micro, stats=True)
-        meter.add("loss", float(loss), tokens)
+        meter.add("loss", float(loss), student.objective.amount(micro.batch.counts))
         for name, per_token in stats.items():
-            meter.add(name, float(per_token.double().sum()), tokens)
+            known = per_token[~per_token.isnan()]  # a token of weight 0 has none
+            meter.add(name, float(known.double().sum()), known.numel())
         counts["tokens"] += tokens
         counts["rows"] += len(scored)
     student.train(training)

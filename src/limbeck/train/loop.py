@@ -6,7 +6,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from limbeck.train.completions import describe
 from limbeck.train.evaluate import evaluate
 from limbeck.train.guards import REPEATED_NGRAM, Collapse
 from limbeck.train.hooks import Hooks, will_log
-from limbeck.train.monitors import add_texts, length_drift
+from limbeck.train.monitors import add_privileged_kl, add_texts, length_drift
 from limbeck.train.step import NonFinite, Parts, StepResult, train_step
 from limbeck.train.tally import Tally
 
@@ -44,6 +44,7 @@ class Book:
     greater_is_better: bool = False
     max_seconds: float | None = None
     eval_batch: int = 1
+    privileged_kl: bool = False  # log how far its privileged prompt moves the teacher
     refresh: Callable[[], None] = lambda: None  # called when there is something new to show: the run's page
     tally: Tally = field(default_factory=Tally)  # since the last line; a resume starts a new one
     shown: float = field(default_factory=time.monotonic)  # when the page was last written
@@ -182,6 +183,9 @@ def _account(parts: Parts, progress: checkpoint.Progress, hooks: Hooks, result: 
 def _log(parts: Parts, progress: checkpoint.Progress, hooks: Hooks, book: Book, result: StepResult) -> None:
     state = progress.state
     add_texts(progress.meter, [scored.sample for scored in result.samples], book.tokenizer.decode)
+    if book.privileged_kl and parts.teacher is not None:
+        with parts.whole() if parts.runs_student else nullcontext():  # a self-teacher is the student
+            add_privileged_kl(progress.meter, parts.teacher, [scored.sample for scored in result.samples])
     metrics = progress.meter.result(parts.accelerator)
     drift = length_drift(state.log_history, metrics.get("completion_length/mean", 0.0))
     metrics |= {} if drift is None else {"completion_length/drift": drift}

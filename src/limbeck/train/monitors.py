@@ -1,4 +1,5 @@
-"""What the samples of a logged step look like: words of doubt, quotes of what the teacher reads, drift in length."""
+"""What the samples of a logged step look like: words of doubt, quotes of what the teacher reads, drift in length, and
+what its privileged prompt does to the teacher."""
 
 from __future__ import annotations
 
@@ -8,9 +9,11 @@ from typing import Any
 
 from limbeck.rewards.monitors import hedging_share, ngrams
 from limbeck.signal import Sample
+from limbeck.teachers import Teacher
 from limbeck.train.meter import Meter
 
 QUOTE = 8  # words in a row
+PRIVILEGED = 2  # rows a logging step, on each process
 FIRST = 3  # lines of the log that lengths are compared with
 
 
@@ -26,6 +29,14 @@ def add_texts(meter: Meter, samples: Sequence[Sample], decode: Callable[[Sequenc
         if reference is not None:
             prompt = decode(sample.tokens.prompt_ids)
             meter.add("text/quotes", float(quotes_reference(text, reference, prompt)), 1)
+
+
+def add_privileged_kl(meter: Meter, teacher: Teacher, samples: Sequence[Sample]) -> None:
+    """Adds `privileged_kl` of the first PRIVILEGED samples that have a privileged prompt: two forwards of each."""
+    for sample in [s for s in samples if s.tokens.teacher is not None][:PRIVILEGED]:
+        values = teacher.privileged_kl(sample)
+        if values is not None:
+            meter.add("privileged_kl", float(values.double().sum()), values.numel())
 
 
 def reference_of(columns: Mapping[str, Any]) -> str | None:

@@ -22,6 +22,7 @@ from limbeck.losses import (
     linear_topk_divergence,
     pad_tokens,
     policy_objective,
+    position_weights,
     sequence_logratio,
     token_mask,
     topk_divergence,
@@ -50,7 +51,10 @@ class DivergenceLoss:
     (GKD, arXiv 2306.13649, section 3). Without a signal: cross-entropy alone, which is forward KL to the data.
 
     Called inside the student's forward. Returns the sum (float32, or float64 for float64 models) and, when asked, a
-    dict of detached per-token [N] statistics. The caller divides by the one denominator of the step.
+    dict of detached per-token [N] statistics, NaN where the weight is 0. The caller divides by the one denominator of
+    the step, the sum of `amount`.
+
+    position: (low, middle, width) of `position_weights`, by which each token counts in the sum and in the denominator.
     """
 
     beta: float
@@ -60,6 +64,11 @@ class DivergenceLoss:
     token_clip: float | None = None
     sft_alpha: float = 0.0
     impl: str = "linear"
+    position: tuple[float, ...] = ()
+
+    def amount(self, counts: Sequence[int]) -> float:
+        """What sequences of counts[i] active tokens add to the step's denominator."""
+        return float(position_weights(counts, self.position).sum()) if self.position else sum(counts)
 
     def __call__(
         self,
@@ -71,11 +80,17 @@ class DivergenceLoss:
         weights: Tensor | None = None,
         along: TokenTerm | None = None,
     ) -> tuple[Tensor, Stats]:
-        """weights [N]: of the divergence of each token, 1 where None. along: taken along in the same head pass."""
+        """weights [N]: of the divergence of each token, where None by its position. along: taken along in the same head
+        pass."""
         if micro.on_dataset.numel() == 0:
             return no_tokens(hidden, head), {}
+        if weights is None and self.position:
+            dtype = torch.promote_types(hidden.dtype, torch.float32)
+            weights = position_weights(micro.batch.counts, self.position).to(hidden.device, dtype)
+            loss, found = self(hidden, head, micro, stats=stats, weights=weights, along=along)
+            return loss, {name: value.where(weights != 0, torch.nan) for name, value in found.items()}
         if not micro.parts:
-            return cross_entropy(hidden, head, micro.batch.targets, stats=stats)
+            return cross_entropy(hidden, head, micro.batch.targets, stats=stats, weights=weights)
         one = self._reference if self.impl == "reference" else self._divergence
         total, found = hidden.new_zeros(()), {}
         for part in micro.parts:
@@ -116,7 +131,8 @@ class DivergenceLoss:
             "return_stats": stats,
         }
         if along is None and self.sft_alpha > 0 and bool(on_dataset.any()):
-            shared |= {"ce_ids": targets, "ce_weights": on_dataset.to(hidden.dtype) * self.sft_alpha}
+            ce_weights = on_dataset.to(torch.promote_types(hidden.dtype, torch.float32)) * self.sft_alpha
+            shared |= {"ce_ids": targets, "ce_weights": ce_weights if weights is None else weights * ce_weights}
         if isinstance(s, Hidden):
             out = linear_divergence(hidden, head, s.hidden, s.head, **shared)
         else:
@@ -158,7 +174,7 @@ class DivergenceLoss:
         loss = per_token.sum() if weights is None else (weights * per_token).sum()
         if self.sft_alpha > 0:
             nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-            loss = loss + self.sft_alpha * (nll * on_dataset).sum()
+            loss = loss + self.sft_alpha * (nll * on_dataset * (1 if weights is None else weights)).sum()
         found = {"divergence": per_token.detach()}
         if along is None:
             return loss, found
@@ -203,6 +219,10 @@ class AdvantageLoss:
     distil: DivergenceLoss | None = None
     coef: float = 1.0
     rewarded: bool = True
+
+    def amount(self, counts: Sequence[int]) -> float:
+        """Of an evaluation; in training the `Policy` of each sample has its own."""
+        return sum(counts)
 
     def __call__(self, hidden: Tensor, head: Head, micro: MicroBatch, *, stats: bool) -> tuple[Tensor, Stats]:
         if micro.on_dataset.numel() == 0:
@@ -284,11 +304,13 @@ def no_tokens(hidden: Tensor, head: Head) -> Tensor:
     return hidden.sum() * 0.0 + head.weight.sum() * 0.0
 
 
-def cross_entropy(hidden: Tensor, head: Head, targets: Tensor, *, stats: bool) -> tuple[Tensor, Stats]:
+def cross_entropy(
+    hidden: Tensor, head: Head, targets: Tensor, *, stats: bool, weights: Tensor | None = None
+) -> tuple[Tensor, Stats]:
     def nll(logp: Tensor, index: Tensor) -> Tensor:
         return -logp
 
-    out = linear_policy_loss(hidden, head, targets, nll, return_stats=stats)
+    out = linear_policy_loss(hidden, head, targets, nll, weights=weights, return_stats=stats)
     if not stats:
         return out, {}
     loss, found = out

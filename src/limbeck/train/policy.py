@@ -27,6 +27,7 @@ from limbeck.losses import (
     k3_estimate,
     opd_advantage,
     pad_tokens,
+    position_weights,
     rollout_metrics,
     rollout_weights,
     teacher_logratio,
@@ -53,7 +54,7 @@ class Judge:
     more than one step, so that the ratio leaves 1. sampled: the teacher speaks of the sampled tokens, in the advantage;
     else it has a loss of its own. reference: the model of the KL with weight `loss.beta`. rollout_mode,
     rollout_threshold: weights of the sampler's log-probabilities against the trainer's; rollout_metrics: log how far
-    they are apart in any case.
+    they are apart in any case. position: (low, middle, width) of `position_weights`.
     """
 
     loss: PolicyLoss
@@ -75,6 +76,7 @@ class Judge:
     rollout_mode: RolloutMode | None = None
     rollout_threshold: float = 2.0
     rollout_metrics: bool = False
+    position: tuple[float, ...] = ()
     found: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
 
     @property
@@ -191,7 +193,11 @@ class Judge:
         advantage = opd_advantage(task, ratio, mask, coef=self.coef)
         self._note("advantage/task", task.unsqueeze(-1).expand_as(mask)[mask].abs())
         self._note("advantage/teacher", (self.coef * ratio)[mask].abs())
-        weights = token_weights(mask, self.loss.reduction, dtype=logp.dtype)
+        counted = mask
+        if self.position:
+            places = position_weights(counts, self.position).to(logp.device, logp.dtype)
+            counted = mask * pad_tokens(places, counts)
+        weights = token_weights(counted, self.loss.reduction, dtype=logp.dtype)
         if self.rollout_mode is not None:  # they multiply the token's loss, the denominator stays
             drawn = pad_tokens(_sampler_logp(batch, logp), counts)
             options = {"mode": self.rollout_mode, "threshold": self.rollout_threshold}
@@ -210,7 +216,7 @@ class Judge:
                     ref_logp=None if known is None else known[i, :n].to(logp.dtype),
                     keep=None if keep is None else keep[i, :n],
                     logratio=ratio[i, :n] if taught else None,
-                    amount=denominator(mask[i : i + 1], self.loss.reduction, fixed_length=self.max_length),
+                    amount=denominator(counted[i : i + 1], self.loss.reduction, fixed_length=self.max_length),
                 ),
             )
             for i, (s, n) in enumerate(zip(batch, counts, strict=True))

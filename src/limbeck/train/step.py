@@ -7,8 +7,8 @@
 On path B what was scored is judged first, once a generation batch: rewards and log-ratios become advantages.
 
 All sums are divided once, by a number of the whole step: every micro-batch, every rank, counted after scoring. For
-divergences it is the number of active tokens, a policy loss says its own. So how sequences are split changes the loss
-and the gradient by rounding only.
+divergences it is the number of active tokens, or the sum of their weights; a policy loss says its own. So how sequences
+are split changes the loss and the gradient by rounding only.
 """
 
 from __future__ import annotations
@@ -273,7 +273,10 @@ def learn(parts: Parts, batches: list[list[Scored]], source: Source, *, stats: b
     accelerator, plan, began = parts.accelerator, parts.plan, time.perf_counter()
     flat = [s for batch in batches for s in batch]
     tokens = int(parallel.total(accelerator, sum(s.sample.n_active for s in flat)))
-    amount = tokens if parts.judge is None else parallel.total(accelerator, parts.judge.amount(flat))
+    objective = accelerator.unwrap_model(parts.student).objective
+    counts = [s.sample.n_active for s in flat]
+    own = objective.amount(counts) if parts.judge is None else parts.judge.amount(flat)
+    amount = parallel.total(accelerator, own) or 1  # nothing at all has a sum of 0
     n_forwards = parallel.highest(accelerator, len(batches))  # ranks go through equal numbers of forwards
     loss_sum, sums, culprits, divergences = 0.0, {}, [], []
     for i in range(n_forwards):
@@ -299,7 +302,7 @@ def learn(parts: Parts, batches: list[list[Scored]], source: Source, *, stats: b
     # The denominator comes in here and not at each backward, where scaling the head's gradient would be a copy of it.
     # Engines average over ranks and the denominator is global: hence the number of processes.
     for gradient in (p.grad for p in parameters if p.grad is not None):
-        gradient.mul_(accelerator.num_processes / max(amount, 1))
+        gradient.mul_(accelerator.num_processes / amount)
     norm = float(accelerator.clip_grad_norm_(parameters, plan.max_grad_norm or math.inf))  # type: ignore[arg-type]
     _stop_if(not math.isfinite(norm), "gradient", [s.sample for s in flat])
     learning_rate = parts.optimizer.param_groups[0]["lr"]
@@ -311,7 +314,7 @@ def learn(parts: Parts, batches: list[list[Scored]], source: Source, *, stats: b
     parts.scheduler.step()
     parts.optimizer.zero_grad()
     return StepResult(
-        loss=parallel.total(accelerator, loss_sum) / max(amount, 1),
+        loss=parallel.total(accelerator, loss_sum) / amount,
         tokens=tokens,
         grad_norm=norm,
         learning_rate=learning_rate,

@@ -5,18 +5,26 @@ The loss runs inside the forward, so that an engine's hooks gather the head's we
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.data.collate import collate
-from limbeck.losses import linear_token_logprobs, linear_topk
+from limbeck.losses import Head, linear_token_logprobs, linear_topk
 from limbeck.models import hidden_states, model_head
 from limbeck.signal import Sample
 from limbeck.train.objective import MicroBatch, Stats
 
-Objective = Callable[..., tuple[Tensor, Stats]]
+
+class Objective(Protocol):
+    """A loss sum and statistics, see `limbeck.train.objective`; `amount`: what sequences of counts[i] active tokens add
+    to the denominator."""
+
+    def __call__(self, hidden: Tensor, head: Head, micro: MicroBatch, *, stats: bool) -> tuple[Tensor, Stats]: ...
+
+    def amount(self, counts: Sequence[int]) -> float: ...
 
 
 class StudentStep(nn.Module):

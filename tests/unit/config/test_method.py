@@ -243,6 +243,24 @@ policy gradient behind it
   where: --eval_on_policy true
   fix:   leave it out, or add --teacher_model""",
     ),
+    "no privileged prompt to measure": (
+        GKD | {"teacher_model": "teacher", "log_privileged_kl": True},
+        """error: --log_privileged_kl compares the teacher with and without its teacher_prompt, and no row has one
+  where: --log_privileged_kl true
+  fix:   leave it out, or add --teacher_prompt_template""",
+    ),
+    "privileged prompt of a server": (
+        {"teacher_model_server": "http://a", "gkd_logits_topk": 8, "log_privileged_kl": True, "prompt": True},
+        """error: --log_privileged_kl runs the teacher on the whole vocabulary, and here it is a server
+  where: --log_privileged_kl true
+  fix:   leave it out, or load the teacher here: --teacher_model""",
+    ),
+    "positions without a teacher": (
+        {"rlhf_type": None, "position_weights": [0.25, 0.3, 0.1]},
+        """error: --position_weights weighs what a teacher says of a token, and there is none
+  where: --position_weights 0.25 0.3 0.1
+  fix:   leave it out, or add --teacher_model""",
+    ),
     "nothing to reward": (
         {"rlhf_type": "grpo"},
         """error: --rlhf_type grpo has neither a teacher nor rewards

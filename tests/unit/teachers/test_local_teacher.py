@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -169,3 +170,27 @@ def test_several_teachers_answer_for_their_own_rows_in_order() -> None:
             assert signal.ids.equal(best.indices)
             torch.testing.assert_close(signal.logprobs.double(), best.values, atol=1e-4, rtol=0)
     routed.close()
+
+
+def told(seed: int, prompt: tuple[int, ...]) -> Sample:
+    s = sample(seed)
+    return replace(s, tokens=replace(s.tokens, teacher=replace(s.tokens, prompt_ids=prompt)))
+
+
+def test_what_the_privileged_prompt_does_by_the_plain_formula() -> None:
+    """KL(with || without) in float64 on full logits; zero, to the bit, where both prompts are the same."""
+    model = teacher_model().double()
+    teacher = local(model, Ask("sampled", temperature=0.7))
+    s = told(0, (9, 8, 7, 6, 5, 4, 3))
+    with_, without = (reference(model, replace(s, tokens=tokens), 0.7) for tokens in (s.told, s.tokens))
+    wanted = (with_.exp() * (with_ - without)).sum(-1)
+    assert wanted.min() > 1e-4
+    found = teacher.privileged_kl(s)
+    assert found is not None
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
+    same = local(teacher_model(), FULL).privileged_kl(told(1, sample(1).tokens.prompt_ids))
+    assert same is not None and same.shape == (sample(1).n_active,) and not same.any()
+    assert teacher.privileged_kl(sample(0)) is None
+    routed = RoutedTeacher([(["a"], local(teacher_model(5), FULL)), (["b"], local(model, FULL))], "dataset")
+    own = replace(s, example=sample(0, "b").example)
+    torch.testing.assert_close(routed.privileged_kl(own), local(model, FULL).privileged_kl(own), rtol=0, atol=0)

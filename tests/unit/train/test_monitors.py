@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
+from torch import Tensor
 
 from limbeck.data.formats import Example
 from limbeck.data.rendered import Rendered
 from limbeck.signal import Sample, Source
+from limbeck.teachers import Teacher
 from limbeck.train.meter import Meter
-from limbeck.train.monitors import add_texts, length_drift, quotes_reference, reference_of
+from limbeck.train.monitors import add_privileged_kl, add_texts, length_drift, quotes_reference, reference_of
 
 SOLUTION = "add one and two and then you get three as a sum"
 TEXTS = {1: "the question is this", 2: f"hmm so {SOLUTION}", 3: "wait maybe four", 4: "five"}
@@ -44,6 +49,27 @@ def test_sums_by_hand() -> None:
     words = len(TEXTS[2].split())
     assert meter.mean["text/hedging"] == [pytest.approx(1 / words + 2 / 3), 3]
     assert meter.mean["text/quotes"] == [1, 2]
+
+
+class Told(Teacher):
+    def score(self, batches, named=None):
+        raise NotImplementedError
+
+    def privileged_kl(self, sample: Sample) -> Tensor | None:
+        value = sample.tokens.response_ids[0]
+        return None if value == 3 else torch.full((value,), float(value))
+
+
+def test_the_first_two_privileged_rows_are_measured() -> None:
+    def privileged(response: int) -> Sample:
+        s = sample(response)
+        return replace(s, tokens=replace(s.tokens, teacher=s.tokens))
+
+    meter = Meter()
+    add_privileged_kl(meter, Told(), [sample(9), privileged(2), sample(8), privileged(5), privileged(7)])
+    assert meter.mean["privileged_kl"] == [2 * 2 + 5 * 5, 2 + 5]
+    add_privileged_kl(meter, Told(), [privileged(3)])  # a teacher that cannot say
+    assert meter.mean["privileged_kl"] == [29, 7]
 
 
 def test_drift_is_against_the_first_lines() -> None:
