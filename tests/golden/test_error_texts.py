@@ -6,8 +6,6 @@ After a change of wording: LIMBECK_WRITE_GOLDEN=1 python -m pytest tests/golden/
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 import socket
 from collections.abc import Callable
@@ -21,10 +19,10 @@ from limbeck.cli.main import main
 from limbeck.rollouts import HFSampler
 from limbeck.teachers import LocalTeacher
 from limbeck.train.student import StudentStep
+from tests.golden.snapshots import check, error_of, load, three_lines
 from tests.support import make_folder, make_model, make_tokenizer
 
 GOLDEN = Path(__file__).parent / "errors.txt"
-WRITES = "LIMBECK_WRITE_GOLDEN"
 
 
 def sides(tiny: Path, **more: object) -> list[object]:
@@ -193,34 +191,13 @@ MEMORY: dict[str, tuple[object, str, Callable[..., None], dict[str, object]]] = 
 
 
 def text_of(argv: list[object], tiny: Path, tmp: Path, capsys) -> str:
-    capsys.readouterr()
-    status = main([*map(str, argv), *([] if argv[0] == "export" or argv[0] == "data" else ["--use_cpu"])])
-    seen = capsys.readouterr()
-    assert status in (1, 2), seen.out
-    assert "Traceback" not in seen.err
-    error = seen.err[seen.err.index("error: ") :].rstrip()
-    for path, name in ((tmp, "TMP"), (tiny, "TINY"), (Path.cwd(), "HERE")):
-        error = error.replace(str(path), name)
-    error = re.sub(r"127\.0\.0\.1:\d{4,5}|--port \d+|port \d{4,5}", "ADDRESS", error)
-    error = re.sub(r"\[enforce fail at [^\]]*\]|alloc_cpu\.cpp:\d+", "[...]", error)
-    error = re.sub(r"/[^\s]*site-packages", "SITE", error)
-    return "\n".join(line.rstrip() for line in error.splitlines())
+    words = [*argv, *([] if argv[0] == "export" or argv[0] == "data" else ["--use_cpu"])]
+    return error_of(words, {"TMP": tmp, "TINY": tiny}, capsys)[1]
 
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, str]:
-    """The texts by name; those that this run sees, where it is to write them."""
-    if os.environ.get(WRITES):
-        return {}
-    parts = re.split(r"^== (.*)\n", GOLDEN.read_text(), flags=re.MULTILINE)[1:]
-    return {name: text.strip() for name, text in zip(parts[::2], parts[1::2], strict=True)}
-
-
-def check(name: str, text: str, golden: dict[str, str]) -> None:
-    if os.environ.get(WRITES):
-        golden[name] = text
-        GOLDEN.write_text("".join(f"== {name}\n{text}\n\n" for name, text in golden.items()).rstrip() + "\n")
-    assert text == golden[name]
+    return load(GOLDEN)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -228,10 +205,8 @@ def test_text(name: str, tiny: Path, tmp_path: Path, golden: dict[str, str], mon
     monkeypatch.delenv("LLAMA_CPP", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     text = text_of(CASES[name](tiny, tmp_path), tiny, tmp_path, capsys)
-    lines = text.splitlines()
-    assert lines[-1].startswith("  fix:   ")
-    assert sum(line.startswith(("error: ", "  where: ", "  fix:   ")) for line in lines) == 3
-    check(name, text, golden)
+    assert three_lines(text), text
+    check(GOLDEN, name, text, golden)
 
 
 @pytest.mark.parametrize("name", MEMORY)
@@ -239,7 +214,7 @@ def test_out_of_memory(name: str, tiny: Path, tmp_path: Path, golden: dict[str, 
     place, function, failing, flags = MEMORY[name]
     monkeypatch.setattr(place, function, failing)
     argv = sides(tiny, output_dir=tmp_path / "run", **flags)
-    check(name, text_of(argv, tiny, tmp_path, capsys), golden)
+    check(GOLDEN, name, text_of(argv, tiny, tmp_path, capsys), golden)
 
 
 def test_the_file_holds_no_text_of_a_case_that_is_gone(golden: dict[str, str]) -> None:

@@ -87,6 +87,8 @@ def _quiet() -> None:
 def _unknown(command: str) -> ConfigError:
     near = difflib.get_close_matches(command, [*COMMANDS, *ALIASES], n=1)
     fix = f"did you mean `limbeck {near[0]}`?" if near else f"one of: {', '.join(COMMANDS)}"
+    if command.startswith("-"):
+        return ConfigError("the command comes before the flags", where=f"limbeck {command}", fix=fix)
     return ConfigError(f"unknown command {command}", where=f"limbeck {command}", fix=fix)
 
 

@@ -84,6 +84,7 @@ def read(command: str, argv: Sequence[str]) -> Parsed:
         name = entry.name if entry.name in flags else _from_swift(entry, flags, spec, parsed.notes, refused)
         if name is None:
             continue
+        _check_room(entry, name, flags[name])
         if name not in read_here:
             if not entry.from_file:
                 if isinstance(known := swift.lookup(name), swift.Refused):  # told together with the others
@@ -224,6 +225,16 @@ def _from_swift(
             raise _unknown(entry, flags, spec)
 
 
+def _check_room(entry: Entry, name: str, flag: Flag) -> None:
+    """Raises ConfigError for a key of the file under a room that is not its own, in this command or another."""
+    if entry.room in ("", flag.room):
+        return
+    homes = {known[name].room for spec in COMMANDS.values() if name in (known := flags_of(spec.config))}
+    if entry.room not in homes:
+        what = f"{entry.name} does not belong under {entry.room}"
+        raise ConfigError(what, where=entry.where, fix=f"put it under {flag.room}, or leave the rooms out")
+
+
 def _refusals(refused: Sequence[tuple[Entry, swift.Refused]]) -> ConfigError:
     """All of them at once: who brings a command from ms-swift does not want to meet them one by one."""
     advice: dict[str, list[str]] = {}
@@ -264,17 +275,23 @@ def _text(value: Any) -> str:
 def _value(entry: Entry, flag: Flag) -> Any:
     """The value for pydantic to check: words of the command line become what the field's kind asks for."""
     if entry.from_file:
+        if isinstance(entry.value, bool) and {int, float} & set(_arms(flag.info.annotation)):  # Python's True is a 1
+            raise ConfigError(f"--{flag.name} is not a number", where=entry.where, fix="give a number such as 4")
         return _spelled(flag.name, entry.value)
     words: list[str] = entry.value
     if flag.kind == "switch" and not words:
         return True
+    if len(words) > (flag.kind != "switch") and words[-1].endswith((".yaml", ".yml")):
+        fix = f"a YAML file must come first, before the flags: limbeck COMMAND {words[-1]} ..."
+        raise ConfigError(f"--{flag.name} got a YAML file as well", where=entry.where, fix=fix)
     if flag.kind == "list":
         own = str in _arms(flag.info.annotation)  # a name or a list: the field's own validator tells
         return _json(entry, list) if len(words) == 1 and words[0].startswith("[") and not own else words
     if not words:
         raise ConfigError(f"--{flag.name} needs a value", where=entry.where, fix=_example(flag))
     if len(words) > 1:
-        fix = f'put a value with spaces in quotes: --{flag.name} "{" ".join(words)}"'
+        text = str in _arms(flag.info.annotation)
+        fix = f'put a value with spaces in quotes: --{flag.name} "{" ".join(words)}"' if text else _example(flag)
         raise ConfigError(f"--{flag.name} takes one value and got {len(words)}", where=entry.where, fix=fix)
     if flag.kind == "table":
         return _json(entry, dict)
@@ -290,12 +307,15 @@ def _spelled(name: str, value: Any) -> Any:
 def _json(entry: Entry, kind: type) -> Any:
     try:
         value = json.loads(entry.value[0])
-    except json.JSONDecodeError as error:
-        value = error.msg
+    except json.JSONDecodeError:
+        value = None
     if isinstance(value, kind):
         return value
-    example = "'{\"min_lr\": 1e-6}'" if kind is dict else '\'["a", "b"]\''
-    raise ConfigError(f"--{entry.name} is not JSON", where=entry.where, fix=f"write it as --{entry.name} {example}")
+    shape = {dict: '\'{"question": "query"}\'', list: '\'["a", "b"]\''}[kind]
+    example = "'{\"min_lr\": 1e-6}'" if entry.name == "lr_scheduler_kwargs" else shape
+    wrong = "not JSON" if value is None else f"no JSON {'object' if kind is dict else 'list'}"
+    what = f"--{entry.name} is {wrong}"
+    raise ConfigError(what, where=entry.where, fix=f"write it as --{entry.name} {example}")
 
 
 def _example(flag: Flag) -> str:

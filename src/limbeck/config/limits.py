@@ -41,6 +41,10 @@ class DiskLimit(LimbeckError, OSError):
     exit_code = 1
 
 
+class PathFault(LimbeckError, OSError):
+    """A path that cannot be used as it is."""
+
+
 def limit_of(error: BaseException, config: Room | None) -> LimbeckError | None:
     """The error in our words where memory or disk ran out, or a file cannot be reached; None for any other.
 
@@ -115,7 +119,7 @@ def _shorter(flat: dict[str, Any], *, samples: bool) -> list[str]:
     return ["--max_length N, to drop the longest rows (they are counted)"] if "max_length" in flat else []
 
 
-def _disk(error: BaseException, text: str, full: bool) -> DiskLimit:
+def _disk(error: BaseException, text: str, full: bool) -> LimbeckError:
     path = getattr(error, "filename", None)
     if full:
         fix = "free some space, keep fewer checkpoints (--save_total_limit 2), or name another place"
@@ -123,6 +127,7 @@ def _disk(error: BaseException, text: str, full: bool) -> DiskLimit:
     name = f": {path}" if path else ""
     number = getattr(error, "errno", None)
     what, fix = {
+        errno.EEXIST: ("is a file where a folder must be", "name another place"),
         errno.ENOENT: ("does not exist", "check the path"),
         errno.EACCES: ("may not be read or written", "change its permissions, or name another place"),
         errno.EPERM: ("may not be read or written", "change its permissions, or name another place"),
@@ -132,7 +137,7 @@ def _disk(error: BaseException, text: str, full: bool) -> DiskLimit:
         errno.EADDRINUSE: ("is in use", "take another --port"),
     }.get(number or 0, ("", ""))
     if path and what:
-        return DiskLimit(f"{path} {what}", where=text[:200], fix=fix)
+        return PathFault(f"{path} {what}", where=text[:200], fix=fix)
     return DiskLimit(f"the system refused{name}", where=text[:300], fix="run it again with --debug for the traceback")
 
 

@@ -40,6 +40,9 @@ def _seconds(value: Any) -> Any:
         return value
     match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", value.strip())
     if match is None or not match.group():
+        if not re.fullmatch(r"\s*[-+]?[\d.]+(e[-+]?\d+)?\s*|[-+]?(nan|inf).*", value, re.IGNORECASE):
+            saying = {"what": "is no time", "fix": "give seconds, or a time such as 90s, 10m or 2h30m"}
+            raise PydanticCustomError("saying", "{what}", saying)
         return value
     return sum(int(part or 0) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True))
 

@@ -13,13 +13,14 @@ from limbeck.errors import ConfigError
 class Entry:
     """One setting as it was given: a key of the file with its value, or a flag with its words.
 
-    where: "run.yaml:7  beta: 3" or "--beta 3".
+    where: "run.yaml:7  beta: 3" or "--beta 3". room: the one that the file puts it under, where it names one.
     """
 
     name: str
     value: Any
     where: str
     from_file: bool = False
+    room: str = ""
 
 
 def read_yaml(path: str, rooms: set[str]) -> list[Entry]:
@@ -46,7 +47,9 @@ def read_yaml(path: str, rooms: set[str]) -> list[Entry]:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark is not None else path
         problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise ConfigError(f"{path} is not YAML: {problem}", where=where, fix="check indentation and quotes") from None
+        is_rows = Path(path).suffix in (".jsonl", ".json", ".csv", ".parquet")
+        fix = f"give rows as --dataset {path}" if is_rows else "check indentation and quotes"
+        raise ConfigError(f"{path} is not YAML: {problem}", where=where, fix=fix) from None
     _refuse_twice(entries)
     return entries
 
@@ -61,13 +64,16 @@ def _entries(loader: Any, node: Any, path: str, lines: list[str], rooms: set[str
         raise ConfigError(what, where=where, fix="write `key: value`, flat or under a room's name")
     found: list[Entry] = []
     for key_node, value_node in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            where = f"{path}:{key_node.start_mark.line + 1}"
+            raise ConfigError("a key of the file is no word", where=where, fix="write `key: value`")
         name = str(loader.construct_object(key_node)).replace("-", "_")
         if name in rooms and not inside and isinstance(value_node, yaml.MappingNode):
             found += _entries(loader, value_node, path, lines, rooms, inside=name)
             continue
         line: int = key_node.start_mark.line
         value = loader.construct_object(value_node, deep=True)
-        found.append(Entry(name, value, f"{path}:{line + 1}  {lines[line].strip()}", from_file=True))
+        found.append(Entry(name, value, f"{path}:{line + 1}  {lines[line].strip()}", from_file=True, room=inside))
     return found
 
 

@@ -260,7 +260,10 @@ def _json(path: Path, name: str) -> Source:
         return _jsonl(path, name)
     try:
         rows = json.loads(raw)
-    except ValueError as error:
+    except UnicodeDecodeError as error:
+        fix = "save the file as UTF-8"
+        raise DataError(f"{name} is not UTF-8", where=f"{name}: {error}", fix=fix) from None
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{name} is not JSON", where=f"{name}: {error}", fix="write an array of objects") from None
     return Source(path.stem, len(rows), rows.__getitem__, lambda index: f"{name}:{index + 1}")
 
@@ -321,11 +324,15 @@ def _datasets(name: str, tag: str, origin: str, load: Callable[[Any], Any]) -> S
         rows = load(datasets)
     except Exception as error:  # whatever the hub, the network, the cache or Arrow has to say
         said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        near = _near(Path(name).expanduser())
+        here = Path(name).expanduser().exists()
+        near = "" if here else _near(Path(name).expanduser())
+        fault = f"{f'{name}: ' if here else ''}{type(error).__name__}: {said[:200]}"
         raise DataError(
             f"cannot load the data set {name}",
-            where=f"{type(error).__name__}: {said[:200]}{near if near.startswith(' (near') else ''}",
-            fix="check the name (a path, org/name or org/name:subset, with a train split), the network and your login",
+            where=fault + (near if near.startswith(" (near") else ""),
+            fix=f"write it again, or give rows as {', '.join(READERS)}"
+            if here
+            else "check the name (a path, org/name or org/name:subset, with a train split), the network and your login",
         ) from error
     if not hasattr(rows, "__len__"):
         return _stream(iter(rows), tag, origin)

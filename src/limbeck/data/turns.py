@@ -48,7 +48,8 @@ def turns(value: Any, key: str, *, role: str = "role", content: str = "content")
             if key in ("prompt", "completion")
             else f"{key} is not a list",
             where=f"{key} is {type(value).__name__}",
-            fix=f'write "{key}" as [{{"{role}": "user", "{content}": "..."}}, ...]',
+            fix=("write it as text in quotes, or" if key in ("prompt", "completion") else f'write "{key}"')
+            + f' as [{{"{role}": "user", "{content}": "..."}}, ...]',
         )
     if not value:
         raise RowError(f"{key} is an empty list", fix="give it at least one user message")
@@ -138,6 +139,12 @@ def _joined(found: list[Message]) -> list[Message]:
                     joined[-1]["loss"] = turn["loss"]
                 continue
             turn = turn | {"role": "assistant"}
+        if turn["role"] == "tool" and (last is None or last["role"] not in ("assistant", "tool")):
+            raise RowError(
+                "a tool's answer that nobody asked for",
+                where=f"it follows {'nothing' if last is None else 'the ' + last['role']}",
+                fix="write the call before it: an assistant's turn, or one of the role tool_call",
+            )
         joined.append(turn)
     return joined
 

@@ -23,6 +23,7 @@ FIXES = (
     ("gated repo", "ask for access on the model's page, then `hf auth login`"),
     ("valid git identifier", "give --model_revision a branch, tag or commit that exists"),
     ("no file named", "give a folder that holds model.safetensors (or its sharded form)"),
+    ("Specified `attn_implementation", "use --attn_impl sdpa, eager or flash_attention_2, or leave it out"),
     ("FlashAttention", "use --attn_impl sdpa, or install what it asks for"),
     ("SafetensorError", "the weights file is damaged or cut short: copy or download it again"),
 )
@@ -65,7 +66,11 @@ def check_folder(name: str) -> None:
             fix="give the folder that `save_pretrained` wrote, or a checkpoint's own folder",
         )
     if path.is_file():
-        raise ModelError(f"{name} is a file, not a model", fix="give a model folder, a hub id or a .gguf file")
+        raise ModelError(
+            f"{name} is a file, not a model",
+            where=f"looked at {path}",
+            fix="give a model folder, a hub id or a .gguf file",
+        )
     _must_be_a_hub_id(name)
 
 

@@ -39,7 +39,7 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
     Raises ModelError where there is none, or where a GGUF file's tokenizer fails its check.
     """
     path = gguf_file(name)
-    if not Path(name).expanduser().exists():
+    if path is None and not Path(name).expanduser().is_dir():
         check_folder(name)
     with refusals(name, "tokenizer"):
         tokenizer = (

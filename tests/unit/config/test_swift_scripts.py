@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from limbeck.config.commands import COMMANDS
-from limbeck.config.flags import all_flags, parse, read, reads
+from limbeck.config.flags import all_flags, flags_of, parse, read, reads
 from limbeck.config.swift import NotNeeded, Refused, Renamed, lookup
 from limbeck.errors import ConfigError
 
@@ -86,7 +86,8 @@ def pairs(line: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_flag_is_taken_noted_or_refused(name):
     command, line, refused = SCRIPTS[name]
-    spec, flags = COMMANDS[command], all_flags()
+    spec = COMMANDS[command]
+    flags = all_flags() | flags_of(spec.config)
     found = []
     for flag, value in pairs(line):
         if flag in flags and reads(spec, flags[flag]):
