@@ -22,6 +22,7 @@ COMMON = (
 )
 GKD = ("--rlhf_type", "gkd")
 TOLD = ("--teacher_prompt_template", "{{ prompt }} the answer: {{ response }}")
+MOVED = ("--log_privileged_kl", True)
 FULL, LORA = ("--tuner_type", "full"), ("--tuner_type", "lora")
 # name: (student, teacher or none, flags)
 CASES: dict[str, tuple[str, str | None, tuple[object, ...]]] = {
@@ -47,8 +48,12 @@ CASES: dict[str, tuple[str, str | None, tuple[object, ...]]] = {
     ),
     "lora, tied, checkpointing": ("tied", "teacher", (*GKD, *LORA, "--lmbda", 0, "--gradient_checkpointing", True)),
     "lora, base": ("tied", None, (*GKD, *LORA, "--lmbda", 0, "--teacher_source", "base", *TOLD)),
-    "full, live": ("tied", None, (*GKD, *FULL, "--lmbda", 0, "--teacher_source", "live", *TOLD)),
-    "full, frozen": ("untied", None, (*GKD, *FULL, "--lmbda", 0, "--teacher_source", "frozen", *TOLD)),
+    "full, live": ("tied", None, (*GKD, *FULL, "--lmbda", 0, "--teacher_source", "live", *TOLD, *MOVED)),
+    "full, frozen": ("untied", None, (*GKD, *FULL, "--lmbda", 0, "--teacher_source", "frozen", *TOLD, *MOVED)),
+    "full, late tokens": (
+        *("tied", "teacher"),
+        (*GKD, *FULL, "--lmbda", 0, "--sft_alpha", 0.3, "--position_weights", 0.25, 0.3, 0.1),
+    ),
     "full, ema": (
         *("tied", None),
         (*GKD, *FULL, "--lmbda", 0, "--teacher_source", "ema", "--teacher_ema_decay", 0.5, *TOLD),
@@ -104,6 +109,10 @@ def test_two_processes_are_one(runs: Path, case: str, kind: str) -> None:
     assert [row["step"] for row in two] == [row["step"] for row in one]
     assert len(one) >= 3
     measured = {name for name in one[0] if name.endswith(("_kl", "entropy", "divergence")) or name == "ce"}
+    moved = {"privileged_kl"} & measured  # of the first rows of each process, which are other ones
+    assert bool(moved) == ("--log_privileged_kl" in CASES[case][2])
+    assert all(row["privileged_kl"] > 0 for row in one + two if moved)
+    measured -= moved
     for a, b in zip(one, two, strict=True):
         for name in (*EQUAL, *measured):
             assert b[name] == pytest.approx(a[name], rel=2e-4, abs=2e-6), (a["step"], name)

@@ -20,10 +20,6 @@ COUNTED = (
     "more",
     [
         pytest.param(["--lmbda", 0, "--tuner_type", "full"], id="dataset, full"),
-        pytest.param(
-            ["--lmbda", 0, "--sft_alpha", 0.3, "--position_weights", 0.25, 0.3, 0.1, "--tuner_type", "full"],
-            id="late tokens",
-        ),
         pytest.param(["--lmbda", 0, "--sft_alpha", 0.3, "--gkd_logits_topk", 8, "--lora_dropout", 0], id="top-k, lora"),
         # greedy: two ranks draw other numbers, but there is nothing to draw
         pytest.param(["--lmbda", 1, "--temperature", 0, "--lora_dropout", 0], id="student, lora"),
@@ -81,10 +77,10 @@ REWARDED = ("--reward_funcs", "every_other", "--num_generations", 4, *LIKELIEST)
             [
                 *(*LIKELIEST, "TEACHER", "--loss_type", "dapo", "--top_entropy_quantile", 0.6),
                 *("--rollout_importance_sampling_mode", "sequence_truncate"),
-                *("--rollout_importance_sampling_threshold", 0.3),
+                *("--rollout_importance_sampling_threshold", 0.3, "--position_weights", 0.25, 0.3, 0.1),
             ],
             ("teacher_kl", "advantage/teacher", "rollout_correction/kl", "rollout_correction/ess"),
-            id="OPD-RL",
+            id="OPD-RL, late tokens",
         ),
         pytest.param(
             [*REWARDED, "TEACHER", "--scale_rewards", "batch", "--dynamic_sample", "true", "--max_resample_times", 2],

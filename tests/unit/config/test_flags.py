@@ -359,3 +359,17 @@ def test_yaml_is_by_room_and_plain():
         "hub",
     ]
     assert tree["run"]["output_dir"] == "o"
+
+
+@pytest.mark.parametrize("given", [(), (0.25, 0.3, 0.1), (0, 0.3, -0.01)])
+def test_position_weights(given):
+    words = ["--position_weights", *map(str, given)] if given else []
+    assert parse("rlhf", ["--model", "m", "--dataset", "d", *words]).method.position_weights == list(given)
+
+
+@pytest.mark.parametrize("given", [("0.25",), ("1", "0.3", "0.1"), ("-0.1", "0.3", "0.1"), ("0.25", "0.3", "0")])
+def test_position_weights_that_are_no_ramp(given):
+    with pytest.raises(ConfigError) as caught:
+        parse("rlhf", ["--model", "m", "--dataset", "d", "--position_weights", *given])
+    assert caught.value.what == "--position_weights is not a ramp of three numbers"
+    assert "0.25 0.3 0.1" in caught.value.fix
