@@ -16,6 +16,7 @@ from limbeck.losses import PolicyLoss
 from limbeck.rewards import RewardTable
 from limbeck.signal import Sample
 from limbeck.train.policy import Judge
+from limbeck.train.shard import unsharded
 from limbeck.train.step import Generation, Parts, Plan, sample, score
 
 ROWS = [(Example("x", None, {"n": i}, f"row:{i}"), Rendered((5, 10 + i), (), ())) for i in range(10)]
@@ -38,8 +39,9 @@ class World:
         nothing: Any = None
         student: Any = torch.nn.Linear(1, 1)
         samplers = {"student": self.sampler}
+        whole, accelerator = unsharded(student), Accelerator(cpu=True)
         self.parts = Parts(
-            plan, Accelerator(cpu=True), ROWS, samplers, None, student, nothing, nothing, pad_id=0, judge=judge
+            plan, accelerator, ROWS, samplers, None, student, nothing, nothing, pad_id=0, whole=whole, judge=judge
         )
 
     def sampler(self, rows: Any, *, seed: int, done: Any = None) -> list[Sample]:
