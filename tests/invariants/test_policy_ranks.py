@@ -6,6 +6,7 @@ depends on a sample's tokens alone. `python -m tests.invariants.test_policy_rank
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,18 @@ from torch import Tensor
 
 from limbeck.data.formats import Example
 from limbeck.data.render import Rendered
+from limbeck.errors import TrainError
 from limbeck.losses import PolicyLoss
 from limbeck.models import valid_ids
 from limbeck.rewards import RewardTable
 from limbeck.rollouts import sample_dataset
 from limbeck.signal import Ask
 from limbeck.teachers import LocalTeacher
+from limbeck.train import parallel
 from limbeck.train.objective import AdvantageLoss
 from limbeck.train.policy import Judge
 from limbeck.train.shard import unsharded
-from limbeck.train.step import Parts, Plan, train_step
+from limbeck.train.step import Parts, Plan, sample, train_step
 from limbeck.train.student import StudentStep
 from tests.support import make_model, make_tokenizer, module
 
@@ -123,12 +126,31 @@ def steps(accelerator: Accelerator, case: dict[str, Any]) -> dict[str, Any]:
     return {"steps": found, "weights": weights, "reward": parts.judge.found.get("reward")}  # the main rank tells
 
 
+def broken_on_one_rank(accelerator: Accelerator) -> str:
+    """What each rank says where the last one alone cannot sample."""
+    parts = parts_of(accelerator, {})
+
+    def sampler(rows: Any, *, seed: int, done: Any = None) -> Any:
+        if accelerator.process_index == accelerator.num_processes - 1:
+            raise TrainError("the logits are not finite", where="the sampler", fix="lower the learning rate")
+        return sample_dataset(rows)
+
+    parts.samplers = {"student": sampler}
+    try:
+        sample(parts, 0, 0)
+    except TrainError as error:
+        return error.what
+    return "nothing"
+
+
 def main(folder: str) -> None:
     accelerator = Accelerator(cpu=True)
     found = {name: steps(accelerator, case) for name, case in CASES.items()}
+    said = parallel.gather(accelerator, broken_on_one_rank(accelerator))
     if accelerator.is_main_process:
         file = Path(folder) / str(accelerator.num_processes)
         torch.save(found, file.with_suffix(".pt"))
+        file.with_suffix(".json").write_text(json.dumps(said))
     accelerator.end_training()
 
 
@@ -150,6 +172,12 @@ def test_the_update_does_not_depend_on_the_ranks(found: Path, case: str) -> None
     assert two["reward"] == pytest.approx(one["reward"], rel=1e-12)
     apart: Tensor = (one["weights"] - two["weights"]).abs().max()
     assert float(apart) < 1e-8
+
+
+def test_a_sampler_that_fails_on_one_rank_stops_them_all(found: Path) -> None:
+    for processes in (1, 2):
+        said = json.loads((found / f"{processes}.json").read_text())
+        assert said == ["the logits are not finite"] * processes
 
 
 if __name__ == "__main__":

@@ -164,7 +164,8 @@ def sample(parts: Parts, index: int, next_row: int) -> Generation:
     tell = None if teacher is None or teacher.ask.names else teacher.expect  # the student names ids when all are there
     generation = Generation(index, source, [], next_row=next_row + size)
     reward = judge.reward if judge is not None and plan.max_resample_times else None  # to resample by
-    samples = draw([repeated[place] for place in places], 0, tell if reward is None else None)
+    with parallel.together(accelerator):
+        samples = draw([repeated[place] for place in places], 0, tell if reward is None else None)
     if reward is not None:
         filled = resample(
             accelerator,
