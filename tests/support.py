@@ -108,7 +108,7 @@ def command(*argv: Any, processes: int = 1, name: str = "limbeck.cli.main") -> l
 def module(name: str, *argv: Any, processes: int = 1) -> subprocess.CompletedProcess[str]:
     """`python -m NAME ARGV` in a process of its own, or in several through torchrun."""
     words = command(*argv, processes=processes, name=name)
-    return subprocess.run(words, capture_output=True, text=True, env=env(), timeout=300)
+    return subprocess.run(words, capture_output=True, text=True, env=env(), timeout=900)
 
 
 def env() -> dict[str, str]:

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,20 @@ def main(path: str) -> None:
     PartialState.destroy_process_group = lambda self, group=None: None  # one group for all runs
     work = json.loads(Path(path).read_text())
     for i, argv in enumerate(work["runs"]):
-        if str(i) in work["copy"] and os.environ.get("RANK", "0") == "0":
-            shutil.copytree(*work["copy"][str(i)])
+        if str(i) in work["copy"]:
+            copy(*map(Path, work["copy"][str(i)]))
         status = cli(argv)
         print(f"RUN {i} {status}", flush=True)
+
+
+def copy(source: Path, target: Path) -> None:
+    """By the first rank; the others wait, and see a whole folder or none."""
+    if os.environ.get("RANK", "0") == "0":
+        partial = Path(shutil.copytree(source, target.parent.with_name(f"{target.parent.name}.partial")))
+        target.parent.mkdir(parents=True)
+        partial.rename(target)
+    while not target.exists():
+        time.sleep(0.01)
 
 
 def run_all(

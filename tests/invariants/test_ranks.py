@@ -90,6 +90,15 @@ REWARDED = ("--reward_funcs", "every_other", "--num_generations", 4, *LIKELIEST)
             ),
             id="OPD-RL + rewards, resampled",
         ),
+        pytest.param(
+            # two steps a generation batch
+            [
+                *(*LIKELIEST, "--reward_funcs", "every_other", "--num_generations", 1),
+                *("--advantage_estimator", "reinforce_plus_plus", "--steps_per_generation", "TWICE"),
+            ],
+            ("reward", "reward_std", "advantage/task"),
+            id="GRPO, one sample a prompt",
+        ),
     ],
 )
 def test_two_ranks_are_one_on_path_b(tiny: Path, tmp_path: Path, more: list[object], names: tuple[str, ...]) -> None:
@@ -99,10 +108,11 @@ def test_two_ranks_are_one_on_path_b(tiny: Path, tmp_path: Path, more: list[obje
     rows = [row | {"level": (0, 1, 2.5, 0)[i % 4]} for i, row in enumerate(rows)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     i = more.index("TEACHER") if "TEACHER" in more else None
-    flags = more if i is None else [*more[:i], "--teacher_model", tiny / "teacher", *more[i + 1 :]]
+    more = more if i is None else [*more[:i], "--teacher_model", tiny / "teacher", *more[i + 1 :]]
     runs = []
     for processes in (1, 2):
         run = tmp_path / f"run-{processes}"
+        flags = [24 // processes if word == "TWICE" else word for word in more]
         limbeck(
             *("rlhf", "--rlhf_type", "grpo", "--model", tiny / "student", "--dataset", tmp_path / "rows.jsonl"),
             *("--output_dir", run, "--external_plugins", tmp_path / "plugin.py", "--use_cpu", "--preflight", "false"),

@@ -39,11 +39,9 @@ class World:
         nothing: Any = None
         student: Any = torch.nn.Linear(1, 1)
         samplers = {"student": self.sampler}
+        whole, accelerator = unsharded(student), Accelerator(cpu=True)
         self.parts = Parts(
-            *(plan, Accelerator(cpu=True), ROWS, samplers, None, student, nothing, nothing),
-            pad_id=0,
-            whole=unsharded(student),
-            judge=judge,
+            plan, accelerator, ROWS, samplers, None, student, nothing, nothing, pad_id=0, whole=whole, judge=judge
         )
 
     def sampler(self, rows: Any, *, seed: int, done: Any = None) -> list[Sample]:

@@ -29,14 +29,19 @@ def flags(tiny: Path, run: Path, *more: object) -> list[object]:
 
 def kill_at(step: int, argv: list[object], run: Path) -> None:
     """Starts a run and kills it without a warning once checkpoint-STEP is there."""
-    process = subprocess.Popen(command(*argv), env=env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (run / f"checkpoint-{step}").exists():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    log = run.with_name(f"{run.name}.log")
+    with log.open("w") as out:
+        process = subprocess.Popen(command(*argv), env=env(), stdout=out, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 600  # a guard against hanging, not a measure of speed
+    try:
+        while not (run / f"checkpoint-{step}").exists():
+            ended, late = process.poll() is not None, time.monotonic() > deadline
+            assert not ended, f"the run ended before it could be killed\n{log.read_text()[-3000:]}"
+            assert not late, f"no checkpoint-{step} after 600 s\n{log.read_text()[-3000:]}"
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("tuner", ["full", "lora"])

@@ -122,6 +122,8 @@ class Judge:
         """id(sample) -> advantage of its task reward; 0 without rewards, and where one is missing."""
         if self.reward is None:
             return {id(s): 0.0 for s in samples}
+        # as they were drawn, a prompt's side by side, and not by length as micro-batches have them
+        samples = sorted(samples, key=lambda s: places[id(s)])
         table = join_tables([known[id(s)] for s in samples]) if known and samples else self.reward(samples)
         mine = [places[id(s)] for s in samples]
         gathered = parallel.gather(accelerator, (mine, table))

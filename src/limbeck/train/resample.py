@@ -38,7 +38,7 @@ class Filled:
 def resample(
     accelerator: Accelerator,
     samples: Sequence[Sample],
-    first: int,
+    places: Sequence[int],
     *,
     group: int,
     reward: Callable[[Sequence[Sample]], RewardTable],
@@ -48,26 +48,26 @@ def resample(
 ) -> Filled:
     """Replaces groups without a spread of rewards until none is left, `limit` times at most; what is left then stays.
 
-    samples: this rank's, at places `first` and on in the batch of all ranks, where `group` of them make a prompt's.
+    samples: this rank's, at `places` in the batch of all ranks, where `group` of them in a row are a prompt's.
     further(start, n): the rows of the n prompts after the `start` ones that were drawn here before.
     draw(rows, attempt): samples of rows. Every rank must call it, and all of them go through the same attempts.
     """
     samples, told = list(samples), list[RewardTable]()
     with parallel.together(accelerator):
         told = _rows(reward(samples))
-    drawn, tries, flat = 0, 0, _flat(accelerator, told, first, group)
+    drawn, tries, flat = 0, 0, _flat(accelerator, told, places, group)
     groups, replaced = len(flat), sum(flat)
     while any(flat) and tries < limit:
         again = [number for number, is_flat in enumerate(flat) if is_flat]
         rows = dict(zip(again, further(drawn, len(again)), strict=True))
-        own = [i for i in range(len(samples)) if (first + i) // group in rows]
+        own = [i for i, place in enumerate(places) if place // group in rows]
         drawn, tries = drawn + len(again), tries + 1
         with parallel.together(accelerator):
-            fresh = draw([rows[(first + i) // group] for i in own], tries)
+            fresh = draw([rows[places[i] // group] for i in own], tries)
             table = reward(fresh)
             for i, new, row in zip(own, fresh, _rows(table), strict=True):
                 samples[i], told[i] = new, row
-        flat = _flat(accelerator, told, first, group)
+        flat = _flat(accelerator, told, places, group)
     return Filled(samples, told, drawn, replaced, groups, tries)
 
 
@@ -75,9 +75,10 @@ def _rows(table: RewardTable) -> list[RewardTable]:
     return [table.row(i) for i in range(len(table.values))]
 
 
-def _flat(accelerator: Accelerator, told: Sequence[RewardTable], first: int, group: int) -> list[bool]:
+def _flat(accelerator: Accelerator, told: Sequence[RewardTable], places: Sequence[int], group: int) -> list[bool]:
     """By group of the whole batch: whether its rewards tell its samples apart nowhere."""
-    gathered = parallel.gather(accelerator, (first, list(told)))
-    rewards = join_tables([row for _, rows in sorted(gathered, key=lambda rank: rank[0]) for row in rows]).total
+    gathered = parallel.gather(accelerator, dict(zip(places, told, strict=True)))
+    by_place = {place: row for rank in gathered for place, row in rank.items()}
+    rewards = join_tables([by_place[place] for place in sorted(by_place)]).total
     flat, _ = groups_without_spread(rewards, torch.arange(len(rewards)) // group)
     return flat.tolist()

@@ -157,19 +157,22 @@ def sample(parts: Parts, index: int, next_row: int) -> Generation:
 
     repeated = [row for row in rows(next_row, size) for _ in range(plan.num_generations)]
     n_steps, rank = math.ceil(len(repeated) / plan.step_batch), accelerator.process_index
-    shares = parallel.split_evenly(repeated, accelerator.num_processes)
-    first, teacher = sum(map(len, shares[:rank])), parts.teacher
+    # a step's samples are divided among the ranks, not a rank's among the steps: how many ranks there are must not
+    # decide which samples are learnt from together
+    by_step = [parallel.own_part(accelerator, step) for step in parallel.split_evenly(range(len(repeated)), n_steps)]
+    places, teacher = [place for step in by_step for place in step], parts.teacher
     tell = None if teacher is None or teacher.ask.names else teacher.expect  # the student names ids when all are there
     generation = Generation(index, source, [], next_row=next_row + size)
-    if judge is None or judge.reward is None or not plan.max_resample_times:
-        samples = draw(shares[rank], 0, tell)
-    else:
+    reward = judge.reward if judge is not None and plan.max_resample_times else None  # to resample by
+    with parallel.together(accelerator):
+        samples = draw([repeated[place] for place in places], 0, tell if reward is None else None)
+    if reward is not None:
         filled = resample(
             accelerator,
-            draw(shares[rank], 0),
-            first,
+            samples,
+            places,
             group=plan.num_generations,
-            reward=judge.reward,
+            reward=reward,
             further=lambda start, count: rows(next_row + size + start, count),
             draw=draw,
             limit=plan.max_resample_times,
@@ -185,10 +188,11 @@ def sample(parts: Parts, index: int, next_row: int) -> Generation:
             }
         if tell is not None:
             tell(samples)
-    steps = parallel.split_evenly(samples, n_steps)
+    rest = iter(samples)
+    steps = [[next(rest) for _ in step] for step in by_step]
     generation.steps = [micro_batches(step, plan.micro_batch, together=parts.packs) for step in steps]
     generation.steps *= plan.num_iterations
-    generation.places = {id(s): first + i for i, s in enumerate(samples)}
+    generation.places = {id(s): place for s, place in zip(samples, places, strict=True)}
     generation.seconds["sample"] = time.perf_counter() - began
     return generation
 
