@@ -7,14 +7,22 @@ import sys
 import textwrap
 from typing import Any
 
-from limbeck.config import swift
+from limbeck.config import swift, trl
 from limbeck.config.commands import COMMANDS, Command
-from limbeck.config.flags import Flag, flags_of, reads, rooms_of
+from limbeck.config.flags import Flag, all_flags, flags_of, reads, rooms_of
 
 _INDENT = 34
 _SWIFT_INTRO = (
     "`swift rlhf --rlhf_type gkd ...` becomes `limbeck rlhf --rlhf_type gkd ...` with the same flags. A flag of",
     "ms-swift that Limbeck does not have is refused with what to use instead, and never ignored silently.",
+)
+
+
+_TRL_INTRO = (
+    "There the trainer is a class and the settings are its config; here the method is a row of flags, and",
+    "`limbeck.distil` takes the same names. TRL's own names are not accepted: an unknown flag of theirs is answered",
+    "with ours. The names that TRL inherits from transformers' TrainingArguments are the same here, or stand in",
+    "[coming from ms-swift](coming-from-ms-swift.md), which has them too. Checked against TRL 1.16.",
 )
 
 
@@ -76,6 +84,33 @@ def swift_page() -> str:
                 text = f"not supported: {instead}"
         lines.append(f"| `--{name}` | {text} |")
     return "\n".join(lines) + "\n"
+
+
+def trl_page() -> str:
+    """docs/coming-from-trl.md: `python -m limbeck.config.helptext trl` prints it."""
+    lines = ["# Coming from TRL", "", *_TRL_INTRO]
+    ours = all_flags()
+    for cls, (start, names) in trl.CLASSES.items():
+        lines += ["", f"## {cls}", "", f"`{start}`" if " " in start and "any" not in start else "On any command.", ""]
+        lines += ["| TRL | here |", "|---|---|"]
+        for name in names.split():
+            entry = trl.FLAGS.get(name) or (None if name in ours else swift.lookup(name))
+            text = "the same" if entry is None else _said(entry)
+            if other := trl.OTHERWISE.get(cls, {}).get(name):
+                text = other if other.startswith("not supported") else f"{text}, but: {other}"
+            lines.append(f"| `{name}` | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+def _said(entry: swift.Entry) -> str:
+    match entry:
+        case swift.Renamed(to=to, values=values):
+            known = ", ".join(f"`{theirs}` is `{ours}`" for theirs, ours in values.items() if theirs and ours)
+            return f"`--{to}`" + (f" ({known})" if known else "")
+        case swift.NotNeeded(why=why):
+            return f"not needed: {why}"
+        case swift.Refused(instead=instead):
+            return f"not supported: {instead.removeprefix('leave it out: ')}"
 
 
 def flags_page() -> str:
@@ -165,4 +200,5 @@ def _wrap(text: str, indent: int, hang: int | None = None) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(flags_page() if sys.argv[1:] == ["flags"] else swift_page(), end="")
+    pages = {"flags": flags_page, "trl": trl_page, "swift": swift_page}
+    print(pages[next(iter(sys.argv[1:]), "swift")](), end="")
