@@ -26,6 +26,20 @@ _TRL_INTRO = (
 )
 
 
+# What `--help` shows of a command with more than _MANY flags, besides what it requires; `--help_all` shows all.
+_NAMES = (
+    "model adapters torch_dtype tuner_type lora_rank "
+    "dataset val_dataset split_dataset_ratio max_length columns "
+    "rlhf_type beta lmbda gkd_logits_topk loss_temperature teacher_kl_coef loss_type reward_funcs "
+    "teacher_model teacher_model_server teacher_source teacher_cache "
+    "temperature max_completion_length num_generations "
+    "learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps fsdp "
+    "output_dir save_steps eval_steps resume_from_checkpoint report_to write result_path checkpoints seed use_cpu"
+)
+_SHORT = _NAMES.split()
+_MANY = 30
+
+
 def overview() -> str:
     """`limbeck --help`."""
     width = max(len(name) for name in COMMANDS)
@@ -35,6 +49,7 @@ def overview() -> str:
     lines += ["", "examples:"]
     lines += [f"  {COMMANDS[name].examples[0]}" for name in ("shrink", "generate", "rlhf", "eval")]
     lines += ["", "`limbeck COMMAND --help` lists a command's flags; `limbeck --version` says which Limbeck this is."]
+    lines += ["`source <(limbeck completion bash)` (or zsh, fish) completes commands, flags and their values."]
     return "\n".join(lines)
 
 
@@ -46,8 +61,8 @@ def group_help(group: str) -> str:
     return "\n".join(lines)
 
 
-def command_help(name: str) -> str:
-    """`limbeck COMMAND --help`."""
+def command_help(name: str, *, whole: bool = False) -> str:
+    """`limbeck COMMAND --help`: the flags that matter most; whole: `--help_all`, every one."""
     spec = COMMANDS[name]
     lines = [f"limbeck {name}: {spec.summary}", "", "examples:"]
     lines += [f"  {example}" for example in spec.examples]
@@ -56,12 +71,17 @@ def command_help(name: str) -> str:
         lines += _wrap(
             "A flag wins over the file. The file is flat or by room; dashes and underscores are the same.", 2
         )
-    flags = flags_of(spec.config)
+    flags = [flag for flag in flags_of(spec.config).values() if reads(spec, flag)]
+    short = not whole and len(flags) > _MANY
+    shown = [flag for flag in flags if flag.name in _SHORT or flag.name in spec.required] if short else flags
     for room_name, room in rooms_of(spec.config).items():
-        here = [flag for flag in flags.values() if flag.room == room_name and reads(spec, flag)]
+        here = [flag for flag in shown if flag.room == room_name]
         if here:
             lines += ["", f"{room_name}: {' '.join((room.__doc__ or '').split('. ')[0].split()).rstrip('.')}"]
             lines += [line for flag in here for line in _flag_lines(flag, spec)]
+    if short:
+        more = len(flags) - len(shown)
+        lines += ["", f"{more} more flags, all with defaults: `limbeck {name} --help_all`"]
     if name == "rlhf":
         lines += ["", *_differences()]
     return "\n".join(lines)
