@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 
 from limbeck import __version__
-from limbeck.config import completion, flags, helptext
+from limbeck.config import completion, flags, helptext, swift
 from limbeck.config.commands import ALIASES, COMMANDS
 from limbeck.config.limits import limit_of
 from limbeck.config.room import Room
@@ -88,6 +88,9 @@ def _quiet() -> None:
 
 
 def _unknown(command: str) -> ConfigError:
+    if instead := swift.COMMANDS.get(command):
+        what = f"{command} is a command of ms-swift that Limbeck has not"
+        return ConfigError(what, where=f"limbeck {command}", fix=instead)
     near = difflib.get_close_matches(command, [*COMMANDS, *ALIASES, "completion"], n=1)
     fix = f"did you mean `limbeck {near[0]}`?" if near else f"one of: {', '.join(COMMANDS)}"
     if command.startswith("-"):

@@ -92,6 +92,8 @@ def swift_page() -> str:
     lines = ["# Coming from ms-swift", "", *_SWIFT_INTRO, "", "## Defaults that differ", ""]
     lines += ["| flag | here | there | why |", "|---|---|---|---|"]
     lines += [f"| `{d.flag}` | {d.ours} | {d.theirs} | {d.why} |" for d in swift.DIFFERENCES]
+    lines += ["", "## Commands that are not here", "", "| ms-swift | here |", "|---|---|"]
+    lines += [f"| `swift {name}` | {instead} |" for name, instead in swift.COMMANDS.items()]
     lines += ["", "## Flags that differ", "", "A flag that is not listed here has the same name and meaning.", ""]
     lines += ["| ms-swift | here |", "|---|---|"]
     for name, entry in swift.FLAGS.items():

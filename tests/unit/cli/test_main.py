@@ -12,6 +12,7 @@ import pytest
 from limbeck import __version__
 from limbeck.cli import main as frame
 from limbeck.cli.main import main
+from limbeck.config import swift
 from limbeck.config.commands import COMMANDS
 from limbeck.config.flags import flags_of, reads
 from limbeck.config.helptext import _SHORT
@@ -121,6 +122,16 @@ def test_the_examples_in_the_help_parse():
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"limbeck {__version__}\n"
+
+
+def test_a_command_of_ms_swift_says_what_to_do(capsys):
+    assert main(["rollout", "--model", "m", "--vllm_use_async_engine", "true"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: rollout is a command of ms-swift that Limbeck has not",
+        "  where: limbeck rollout",
+        f"  fix:   {swift.COMMANDS['rollout']}",
+    ]
+    assert not set(swift.COMMANDS) & set(COMMANDS)
 
 
 def test_an_unknown_command_gets_the_nearest(capsys):
