@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 
 from limbeck import __version__
-from limbeck.config import flags, helptext
+from limbeck.config import completion, flags, helptext, swift
 from limbeck.config.commands import ALIASES, COMMANDS
 from limbeck.config.limits import limit_of
 from limbeck.config.room import Room
@@ -58,6 +58,9 @@ def _main(words: list[str], seen: _Seen) -> int:
         print(f"limbeck {__version__}")
         return 0
     command, *rest = words
+    if command == "completion":
+        print(completion.script(next(iter(rest), "")), flush=True)
+        return 0
     command = ALIASES.get(command, command)
     if members := helptext.group_help(command):
         if not rest or rest[0].startswith("-"):
@@ -66,8 +69,8 @@ def _main(words: list[str], seen: _Seen) -> int:
         command = f"{command} {rest.pop(0)}"
     if command not in COMMANDS:
         raise _unknown(command)
-    if {"-h", "--help", "--help_all", "--help-all"} & set(rest):
-        print(helptext.command_help(command), flush=True)
+    if asked := {"-h", "--help", "--help_all", "--help-all"} & set(rest):
+        print(helptext.command_help(command, whole=not asked & {"-h", "--help"}), flush=True)
         return 0
     parsed = flags.read(command, rest)
     seen.where, seen.debug, seen.config = parsed.where, parsed.debug, parsed.config
@@ -85,7 +88,10 @@ def _quiet() -> None:
 
 
 def _unknown(command: str) -> ConfigError:
-    near = difflib.get_close_matches(command, [*COMMANDS, *ALIASES], n=1)
+    if instead := swift.COMMANDS.get(command):
+        what = f"{command} is a command of ms-swift that Limbeck has not"
+        return ConfigError(what, where=f"limbeck {command}", fix=instead)
+    near = difflib.get_close_matches(command, [*COMMANDS, *ALIASES, "completion"], n=1)
     fix = f"did you mean `limbeck {near[0]}`?" if near else f"one of: {', '.join(COMMANDS)}"
     if command.startswith("-"):
         return ConfigError("the command comes before the flags", where=f"limbeck {command}", fix=fix)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from limbeck.config import swift
+from limbeck.config import swift, trl
 from limbeck.config.commands import ALL, COMMANDS, Command
 from limbeck.config.faults import refusal
 from limbeck.config.room import Room
@@ -253,7 +253,9 @@ def _unknown(entry: Entry, flags: dict[str, Flag], spec: Command) -> ConfigError
     near = difflib.get_close_matches(entry.name, known + rooms, n=1, cutoff=0.6)
     kind, dashes = ("key", "") if entry.from_file else ("flag", "--")
     fix = f"did you mean {dashes}{near[0]}?" if near else f"see `limbeck {spec.name} --help` for all that there are"
-    return ConfigError(f"unknown {kind} {dashes}{entry.name}", where=entry.where, fix=fix)
+    of_trl = trl.instead(entry.name)
+    what = f"unknown {kind} {dashes}{entry.name}" + (", a name of TRL's" if of_trl else "")
+    return ConfigError(what, where=entry.where, fix=of_trl or fix)
 
 
 def _not_used(entry: Entry, spec: Command, flag: Flag) -> ConfigError:

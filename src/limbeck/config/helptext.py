@@ -7,15 +7,37 @@ import sys
 import textwrap
 from typing import Any
 
-from limbeck.config import swift
+from limbeck.config import swift, trl
 from limbeck.config.commands import COMMANDS, Command
-from limbeck.config.flags import Flag, flags_of, reads, rooms_of
+from limbeck.config.flags import Flag, all_flags, flags_of, reads, rooms_of
 
 _INDENT = 34
 _SWIFT_INTRO = (
     "`swift rlhf --rlhf_type gkd ...` becomes `limbeck rlhf --rlhf_type gkd ...` with the same flags. A flag of",
     "ms-swift that Limbeck does not have is refused with what to use instead, and never ignored silently.",
 )
+
+
+_TRL_INTRO = (
+    "There the trainer is a class and the settings are its config; here the method is a row of flags, and",
+    "`limbeck.distil` takes the same names. TRL's own names are not accepted: an unknown flag of theirs is answered",
+    "with ours. The names that TRL inherits from transformers' TrainingArguments are the same here, or stand in",
+    "[coming from ms-swift](coming-from-ms-swift.md), which has them too. Checked against TRL 1.16.",
+)
+
+
+# What `--help` shows of a command with more than _MANY flags, besides what it requires; `--help_all` shows all.
+_NAMES = (
+    "model adapters torch_dtype tuner_type lora_rank "
+    "dataset val_dataset split_dataset_ratio max_length columns "
+    "rlhf_type beta lmbda gkd_logits_topk loss_temperature teacher_kl_coef loss_type reward_funcs "
+    "teacher_model teacher_model_server teacher_source teacher_cache "
+    "temperature max_completion_length num_generations "
+    "learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps fsdp "
+    "output_dir save_steps eval_steps resume_from_checkpoint report_to write result_path checkpoints seed use_cpu"
+)
+_SHORT = _NAMES.split()
+_MANY = 30
 
 
 def overview() -> str:
@@ -27,6 +49,7 @@ def overview() -> str:
     lines += ["", "examples:"]
     lines += [f"  {COMMANDS[name].examples[0]}" for name in ("shrink", "generate", "rlhf", "eval")]
     lines += ["", "`limbeck COMMAND --help` lists a command's flags; `limbeck --version` says which Limbeck this is."]
+    lines += ["`source <(limbeck completion bash)` (or zsh, fish) completes commands, flags and their values."]
     return "\n".join(lines)
 
 
@@ -38,8 +61,8 @@ def group_help(group: str) -> str:
     return "\n".join(lines)
 
 
-def command_help(name: str) -> str:
-    """`limbeck COMMAND --help`."""
+def command_help(name: str, *, whole: bool = False) -> str:
+    """`limbeck COMMAND --help`: the flags that matter most; whole: `--help_all`, every one."""
     spec = COMMANDS[name]
     lines = [f"limbeck {name}: {spec.summary}", "", "examples:"]
     lines += [f"  {example}" for example in spec.examples]
@@ -48,12 +71,17 @@ def command_help(name: str) -> str:
         lines += _wrap(
             "A flag wins over the file. The file is flat or by room; dashes and underscores are the same.", 2
         )
-    flags = flags_of(spec.config)
+    flags = [flag for flag in flags_of(spec.config).values() if reads(spec, flag)]
+    short = not whole and len(flags) > _MANY
+    shown = [flag for flag in flags if flag.name in _SHORT or flag.name in spec.required] if short else flags
     for room_name, room in rooms_of(spec.config).items():
-        here = [flag for flag in flags.values() if flag.room == room_name and reads(spec, flag)]
+        here = [flag for flag in shown if flag.room == room_name]
         if here:
             lines += ["", f"{room_name}: {' '.join((room.__doc__ or '').split('. ')[0].split()).rstrip('.')}"]
             lines += [line for flag in here for line in _flag_lines(flag, spec)]
+    if short:
+        more = len(flags) - len(shown)
+        lines += ["", f"{more} more flags, all with defaults: `limbeck {name} --help_all`"]
     if name == "rlhf":
         lines += ["", *_differences()]
     return "\n".join(lines)
@@ -64,6 +92,8 @@ def swift_page() -> str:
     lines = ["# Coming from ms-swift", "", *_SWIFT_INTRO, "", "## Defaults that differ", ""]
     lines += ["| flag | here | there | why |", "|---|---|---|---|"]
     lines += [f"| `{d.flag}` | {d.ours} | {d.theirs} | {d.why} |" for d in swift.DIFFERENCES]
+    lines += ["", "## Commands that are not here", "", "| ms-swift | here |", "|---|---|"]
+    lines += [f"| `swift {name}` | {instead} |" for name, instead in swift.COMMANDS.items()]
     lines += ["", "## Flags that differ", "", "A flag that is not listed here has the same name and meaning.", ""]
     lines += ["| ms-swift | here |", "|---|---|"]
     for name, entry in swift.FLAGS.items():
@@ -76,6 +106,33 @@ def swift_page() -> str:
                 text = f"not supported: {instead}"
         lines.append(f"| `--{name}` | {text} |")
     return "\n".join(lines) + "\n"
+
+
+def trl_page() -> str:
+    """docs/coming-from-trl.md: `python -m limbeck.config.helptext trl` prints it."""
+    lines = ["# Coming from TRL", "", *_TRL_INTRO]
+    ours = all_flags()
+    for cls, (start, names) in trl.CLASSES.items():
+        lines += ["", f"## {cls}", "", f"`{start}`" if " " in start and "any" not in start else "On any command.", ""]
+        lines += ["| TRL | here |", "|---|---|"]
+        for name in names.split():
+            entry = trl.FLAGS.get(name) or (None if name in ours else swift.lookup(name))
+            text = "the same" if entry is None else _said(entry)
+            if other := trl.OTHERWISE.get(cls, {}).get(name):
+                text = other if other.startswith("not supported") else f"{text}, but: {other}"
+            lines.append(f"| `{name}` | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+def _said(entry: swift.Entry) -> str:
+    match entry:
+        case swift.Renamed(to=to, values=values):
+            known = ", ".join(f"`{theirs}` is `{ours}`" for theirs, ours in values.items() if theirs and ours)
+            return f"`--{to}`" + (f" ({known})" if known else "")
+        case swift.NotNeeded(why=why):
+            return f"not needed: {why}"
+        case swift.Refused(instead=instead):
+            return f"not supported: {instead.removeprefix('leave it out: ')}"
 
 
 def flags_page() -> str:
@@ -165,4 +222,5 @@ def _wrap(text: str, indent: int, hang: int | None = None) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(flags_page() if sys.argv[1:] == ["flags"] else swift_page(), end="")
+    pages = {"flags": flags_page, "trl": trl_page, "swift": swift_page}
+    print(pages[next(iter(sys.argv[1:]), "swift")](), end="")

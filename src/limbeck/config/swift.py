@@ -201,6 +201,17 @@ VALUES: dict[tuple[str, str], str] = {
 }
 
 
+# Commands of ms-swift that are not here -> what to do instead.
+COMMANDS: dict[str, str] = {
+    "rollout": "leave it out: `limbeck rlhf` samples the student's responses itself, with transformers' generate",
+    "pt": "use `limbeck sft` on rows with responses: raw text is not trained on",
+    "sample": "use `limbeck generate`, with --num_generations for several answers a prompt",
+    "merge-lora": "use `limbeck export --model BASE --adapters ADAPTERS --output_dir FOLDER`",
+    "app": "use `limbeck infer` in the terminal, or `limbeck deploy` behind a chat page of yours",
+    "web-ui": "write the flags, or a YAML file: `limbeck plan run.yaml` says what it would do",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """A default or a meaning that is not ms-swift's."""

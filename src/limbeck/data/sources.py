@@ -55,7 +55,7 @@ def load_examples(
     """
     examples: list[Example] = []
     dropped = Dropped()
-    reading = _Reading(seed, system, strict, columns or {})
+    reading = _Reading(seed, system, strict, columns or {}, streaming)
     for spec in specs:
         name, wanted = _wanted(spec)
         if streaming and wanted is None and not Path(name).expanduser().exists():
@@ -91,15 +91,16 @@ class _Reading:
     system: str | None
     strict: bool
     columns: Mapping[str, str]
+    streaming: bool
 
 
 def _read(source: Source, name: str, wanted: int | None, how: _Reading, dropped: Dropped) -> list[Example]:
-    """The source's examples in its own order: all, the first `wanted` readable ones of a seeded permutation, or of a
-    stream."""
+    """The source's examples in its own order: all, the first `wanted` readable ones of a seeded permutation, or with
+    --streaming of the file."""
     if source.size == 0:
         raise DataError(f"{name} holds no rows", where=f"data set {name}", fix="give a data set with at least one row")
     order: Iterable[int] = count() if source.size is None else list(range(source.size))
-    if wanted is not None and isinstance(order, list) and wanted < len(order):
+    if wanted is not None and isinstance(order, list) and wanted < len(order) and not how.streaming:
         # seeded by name, not by position, so that another data set beside it changes nothing here
         random.Random(f"{how.seed}:{source.tag}").shuffle(order)
     found: dict[int, Example] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -11,8 +12,10 @@ import pytest
 from limbeck import __version__
 from limbeck.cli import main as frame
 from limbeck.cli.main import main
+from limbeck.config import swift
 from limbeck.config.commands import COMMANDS
 from limbeck.config.flags import flags_of, reads
+from limbeck.config.helptext import _SHORT
 from limbeck.errors import ConfigError, DataError, TrainError
 
 RUN = ["rlhf", "--model", "m", "--dataset", "d", "--teacher_model", "t"]
@@ -37,7 +40,15 @@ def raising(error):
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS), ["rlhf", "--betta", "1"]], ids=str
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        *([name, "--help"] for name in COMMANDS),
+        ["rlhf", "--betta", "1"],
+        ["completion", "bash"],
+    ],
+    ids=str,
 )
 def test_help_and_errors_in_flags_import_nothing_heavy(words):
     code = (
@@ -59,7 +70,7 @@ def test_the_overview_names_every_command(words, capsys):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_commands_help_has_examples_first_and_every_flag_by_room(name, capsys):
-    assert main([name, "--help"]) == 0
+    assert main([name, "--help_all"]) == 0
     out = capsys.readouterr().out
     spec = COMMANDS[name]
     flags = flags_of(spec.config).values()
@@ -68,6 +79,23 @@ def test_a_commands_help_has_examples_first_and_every_flag_by_room(name, capsys)
     assert [flag.name for flag in flags if not reads(spec, flag) and f"  --{flag.name} " in out] == []
     for flag in used:
         assert out.index(f"\n{flag.room}: ") < out.index(f"  --{flag.name} ")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_commands_short_help_has_what_it_requires_and_counts_the_rest(name, capsys):
+    main([name, "--help_all"])
+    whole = capsys.readouterr().out
+    assert main([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    shown = re.findall(r"^  --(\w+) ", out, re.MULTILINE)
+    rest = [flag for flag in re.findall(r"^  --(\w+) ", whole, re.MULTILINE) if flag not in shown]
+    assert not set(COMMANDS[name].required) - set(shown)
+    assert len(shown) <= 40
+    assert (f"{len(rest)} more flags, all with defaults: `limbeck {name} --help_all`" in out) == bool(rest)
+
+
+def test_every_flag_of_the_short_help_is_one(capsys):
+    assert not set(_SHORT) - {flag.name for spec in COMMANDS.values() for flag in flags_of(spec.config).values()}
 
 
 def test_rlhf_help_tells_what_differs_from_ms_swift(capsys):
@@ -94,6 +122,16 @@ def test_the_examples_in_the_help_parse():
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"limbeck {__version__}\n"
+
+
+def test_a_command_of_ms_swift_says_what_to_do(capsys):
+    assert main(["rollout", "--model", "m", "--vllm_use_async_engine", "true"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: rollout is a command of ms-swift that Limbeck has not",
+        "  where: limbeck rollout",
+        f"  fix:   {swift.COMMANDS['rollout']}",
+    ]
+    assert not set(swift.COMMANDS) & set(COMMANDS)
 
 
 def test_an_unknown_command_gets_the_nearest(capsys):

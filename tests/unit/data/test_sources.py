@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from limbeck.data import preprocess, sources
@@ -349,3 +351,21 @@ def test_a_preprocessor_that_fails_stops_the_run(tmp_path, no_preprocessors, fun
     assert "mend the preprocessor" in caught.value.fix
     with pytest.raises(ConfigError, match="already"):
         register_dataset("sums")(function)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+def test_streaming_takes_the_first_rows_of_any_file(tmp_path, suffix):
+    rows = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(40)]
+    file = tmp_path / f"a.{suffix}"
+    if suffix == "jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif suffix == "json":
+        file.write_text(json.dumps(rows))
+    elif suffix == "csv":
+        file.write_text("prompt,completion\n" + "".join(f"p{i},c{i}\n" for i in range(40)))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    first, _ = load_examples([f"{file}#3"], seed=1, streaming=True)
+    drawn, _ = load_examples([f"{file}#3"], seed=1)
+    assert [example.prompt for example in first] == ["p0", "p1", "p2"]
+    assert [example.prompt for example in drawn] != ["p0", "p1", "p2"]
