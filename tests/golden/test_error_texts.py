@@ -186,7 +186,7 @@ MEMORY: dict[str, tuple[object, str, Callable[..., None], dict[str, object]]] = 
     "no memory while learning": (StudentStep, "forward", no_memory, {"per_device_train_batch_size": 4}),
     "no memory while learning row by row": (StudentStep, "forward", no_cuda_memory, {"tuner_type": "full"}),
     "no memory while the teacher scores": (LocalTeacher, "score", no_cuda_memory, {"max_length": 512}),
-    "no memory while sampling": (HFSampler, "generate", no_memory, {"lmbda": 1}),
+    "no memory while sampling": (HFSampler, "draw", no_memory, {"lmbda": 1}),
 }
 
 
