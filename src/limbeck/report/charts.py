@@ -36,6 +36,13 @@ CURVES = (
             ("eval_loss", "held out"),
         ),
     ),
+    Chart("Reward", "mean of the samples", (("reward", "weighted sum"),)),
+    Chart("Teacher's k3 estimate of the reverse KL", "nats/token", (("teacher_kl", "student's tokens"),)),
+    Chart(
+        "Size of the advantage",
+        "mean of |A|",
+        (("advantage/task", "of the rewards"), ("advantage/teacher", "of the teacher")),
+    ),
     Chart("Forward KL, teacher ‖ student", "nats/token", (("forward_kl", "train"), ("eval_forward_kl", "held out"))),
     Chart("Reverse KL, student ‖ teacher", "nats/token", (("reverse_kl", "train"), ("eval_reverse_kl", "held out"))),
     Chart(
