@@ -116,9 +116,9 @@ GKD: dict[str, tuple[str, str, str]] = {
         "rlhf",
         f"{_GKD} --teacher_model_group T,U --use_mopd true --tuner_type full --dataset d#10000 --seq_kd false "
         "--lmbda 1 --beta 1 --torch_dtype bfloat16 --num_train_epochs 1 --per_device_train_batch_size 1 "
-        f"--learning_rate 1e-5 --gradient_accumulation_steps 1 --save_steps 1000 {_KEEP} --logging_steps 1 --max_length 16000 "
-        "--max_completion_length 8192 --output_dir output --warmup_ratio 0.05 --dataloader_num_workers 64 "
-        "--dataset_num_proc 4 --deepspeed zero3 --teacher_deepspeed zero3",
+        f"--learning_rate 1e-5 --gradient_accumulation_steps 1 --save_steps 1000 {_KEEP} --logging_steps 1 "
+        "--max_length 16000 --max_completion_length 8192 --output_dir output --warmup_ratio 0.05 "
+        "--dataloader_num_workers 64 --dataset_num_proc 4 --deepspeed zero3 --teacher_deepspeed zero3",
         "teacher_model_group use_mopd deepspeed teacher_deepspeed",
     ),
     "opsd": (
