@@ -170,6 +170,10 @@ _DDP_LONG = f"{_DDP} {_LONG} {_SELF} --per_device_eval_batch_size 1 --target_mod
 _REENTRANT = '--gradient_checkpointing_kwargs {"use_reentrant":false}'
 _NAMES = "model_author model_name"
 
+_THINK = f"--model S {_SFT_LORA} --num_train_epochs 1 {_batch(1)} --target_modules all-linear {_every(50)} {_SELF}"
+_THINK = f"{_THINK} --gradient_accumulation_steps 16 --save_total_limit 2 --logging_steps 5 --max_length 2048"
+_THINK = f"{_THINK} --output_dir output --warmup_ratio 0.05 --dataloader_num_workers 4 --use_liger_kernel true"
+
 SFT: dict[str, tuple[str, str, str]] = {
     "lora_sft": (
         "sft",
@@ -177,6 +181,38 @@ SFT: dict[str, tuple[str, str, str]] = {
         f"{_batch(1)} --learning_rate 1e-4 --lora_rank 8 --lora_alpha 32 --target_modules all-linear "
         f"--gradient_accumulation_steps 16 {_every(50)} --save_total_limit 2 --logging_steps 5 {_LONG} {_SELF}",
         _NAMES,
+    ),
+    "lora/train": (
+        "sft",
+        f"--model S --train_type lora {_ONE} --per_device_train_batch_size 1 --learning_rate 1e-4 --lora_rank 8 "
+        f"--lora_alpha 32 --gradient_accumulation_steps 16 {_every(100)} {_SELF}",
+        _NAMES,
+    ),
+    "think_model/qwen3_demo1 and deepseek_r1": (
+        "sft",
+        f"{_THINK} --dataset a#2000 b:empty_think#600 --loss_scale ignore_empty_think",
+        _NAMES,
+    ),
+    "think_model/qwen3_demo2": (
+        "sft",
+        f"{_THINK} --dataset a#2000 b:qwen3#600 --load_from_cache_file false",
+        _NAMES,
+    ),
+    "packing/llm": (
+        "sft",
+        f"--model S {_SFT_LORA} --packing true --dataset a#500 b#500 c#500 --split_dataset_ratio 0.01 "
+        f"--num_train_epochs 3 --attn_impl flash_attn {_batch(1)} --target_modules all-linear "
+        f"--gradient_accumulation_steps 4 {_every(50)} --save_total_limit 2 --logging_steps 5 {_LONG} "
+        f"--dataset_num_proc 4 {_SELF}",
+        _NAMES,
+    ),
+    "packing/streaming": (
+        "sft",
+        f"--model S {_SFT_LORA.replace('1e-4', '3e-4')} --dataset HF::d:human#20000 --max_steps 1000 "
+        f"--attn_impl flash_attn --streaming true --packing true {_batch(1)} --target_modules all-linear "
+        f"--gradient_accumulation_steps 1 {_every(100)} --save_total_limit 5 --logging_steps 5 --max_length 8192 "
+        "--output_dir output --warmup_ratio 0.05 --dataloader_num_workers 0 --dataset_num_proc 8 --deepspeed zero2",
+        "deepspeed",
     ),
     "full/train": (
         "sft",
