@@ -76,6 +76,7 @@ def read(command: str, argv: Sequence[str]) -> Parsed:
     parsed = Parsed(spec.config.model_construct())
     skipped: list[str] = []
     refused: list[tuple[Entry, swift.Refused]] = []
+    unused: list[tuple[Entry, Flag]] = []
     for entry in [*sorted(entries, key=lambda entry: entry.name in spec.aliases), *_from_flags(tokens)]:
         if entry.name in spec.aliases:
             if not entry.value:
@@ -90,7 +91,8 @@ def read(command: str, argv: Sequence[str]) -> Parsed:
                 if isinstance(known := swift.lookup(name), swift.Refused):  # told together with the others
                     refused.append((entry, known))
                     continue
-                raise _not_used(entry, spec, flags[name])
+                unused.append((entry, flags[name]))
+                continue
             if entry.value != spec.presets.get(name, _default(flags[name])):
                 skipped.append(name)
             continue
@@ -98,8 +100,8 @@ def read(command: str, argv: Sequence[str]) -> Parsed:
         if not entry.from_file and parsed.where.get(name, "").startswith("--"):
             parsed.notes.append(f"--{name} is given twice, and the last one counts: {entry.where}")
         parsed.where[name] = entry.where
-    if refused:
-        raise _refusals(refused)
+    if refused or unused:
+        raise _refusals(refused, unused, spec)
     if skipped:
         parsed.notes.append(f"limbeck {command} does not use {', '.join(skipped)} of {argv[0]}")
     _require(spec, given)
@@ -235,16 +237,21 @@ def _check_room(entry: Entry, name: str, flag: Flag) -> None:
         raise ConfigError(what, where=entry.where, fix=f"put it under {flag.room}, or leave the rooms out")
 
 
-def _refusals(refused: Sequence[tuple[Entry, swift.Refused]]) -> ConfigError:
+def _refusals(
+    refused: Sequence[tuple[Entry, swift.Refused]], unused: Sequence[tuple[Entry, Flag]], spec: Command
+) -> ConfigError:
     """All of them at once: who brings a command from ms-swift does not want to meet them one by one."""
     advice: dict[str, list[str]] = {}
-    for entry, known in refused:
-        advice.setdefault(known.instead, []).append(f"--{entry.name}")
-    names = [f"--{entry.name}" for entry, _ in refused]
-    what = f"{', '.join(names)} {'is a flag' if len(names) == 1 else 'are flags'} of ms-swift that Limbeck has not"
-    each = [f"{', '.join(flags)}: {instead}" for instead, flags in advice.items()]
+    for entry, instead in [*((e, r.instead) for e, r in refused), *((e, _elsewhere(flag)) for e, flag in unused)]:
+        advice.setdefault(instead, []).append(f"--{entry.name}")
+    lacking = [f"--{entry.name}" for entry, _ in refused]
+    idle = ", ".join(f"--{entry.name}" for entry, _ in unused)
+    are = "is a flag" if len(lacking) == 1 else "are flags"
+    whats = [f"{', '.join(lacking)} {are} of ms-swift that Limbeck has not"] if lacking else []
+    whats += [f"limbeck {spec.name} does not use {idle}"] if idle else []
+    each = [f"{', '.join(names)}: {instead}" for instead, names in advice.items()]
     fix = next(iter(advice)) if len(advice) == 1 else "\n         ".join(each)
-    return ConfigError(what, where=", ".join(entry.where for entry, _ in refused), fix=fix)
+    return ConfigError("; ".join(whats), where=", ".join(entry.where for entry, _ in [*refused, *unused]), fix=fix)
 
 
 def _unknown(entry: Entry, flags: dict[str, Flag], spec: Command) -> ConfigError:
@@ -258,10 +265,12 @@ def _unknown(entry: Entry, flags: dict[str, Flag], spec: Command) -> ConfigError
     return ConfigError(what, where=entry.where, fix=of_trl or fix)
 
 
-def _not_used(entry: Entry, spec: Command, flag: Flag) -> ConfigError:
+def _elsewhere(flag: Flag) -> str:
+    """What to do with a flag that the command does not use."""
     others = [f"`limbeck {other.name}`" for other in COMMANDS.values() if reads(other, flag)]
-    fix = f"leave it out ({', '.join(others)} {'uses' if len(others) == 1 else 'use'} it)" if others else "leave it out"
-    return ConfigError(f"limbeck {spec.name} does not use --{flag.name}", where=entry.where, fix=fix)
+    return (
+        f"leave it out ({', '.join(others)} {'uses' if len(others) == 1 else 'use'} it)" if others else "leave it out"
+    )
 
 
 def _default(flag: Flag) -> object:

@@ -53,8 +53,9 @@ _PPO = "leave it out: --rlhf_type grpo does not have it in this version"
 _PREF = "Limbeck distils and does not train on preferences; leave it out"
 _ENGINE = (
     "use_vllm sleep_level move_model_batches gpu_memory_utilization tensor_parallel_size async_generate "
-    "offload_model offload_optimizer"
+    "offload_model offload_optimizer tp data_parallel_size"
 )
+_4BIT = "leave it out, and use --torch_dtype bfloat16 with --tuner_type lora"
 _POLICY = "reward_model reward_model_plugin sync_ref_model kl_in_reward"
 
 FLAGS: dict[str, Entry] = {
@@ -102,6 +103,8 @@ FLAGS: dict[str, Entry] = {
     "disable_tqdm": NotNeeded("a live display is shown on a terminal only"),
     "logging_dir": NotNeeded("trackers write into the run folder"),
     "save_on_each_node": NotNeeded("the main process writes"),
+    "gradient_checkpointing_kwargs": NotNeeded("activations are recomputed without re-entrance"),
+    "eval_human": NotNeeded("a conversation in the terminal where no data set is given, answers to it where one is"),
     "log_entropy": NotNeeded("entropies are always logged"),
     # not supported
     "seq_kd": Refused(
@@ -128,12 +131,14 @@ FLAGS: dict[str, Entry] = {
     "response_prefix": Refused("leave it out, and begin the dataset's responses with it"),
     "num_beams": Refused("leave it out: responses are sampled, or greedy with --temperature 0", ("1",)),
     "stop_words": Refused("leave it out: generation stops at the model's own end tokens"),
-    "quant_method": Refused("leave it out, and use --torch_dtype bfloat16 with --tuner_type lora"),
-    "quant_bits": Refused("leave it out, and use --torch_dtype bfloat16 with --tuner_type lora", ("none",)),
+    "quant_method": Refused(_4BIT),
+    "quant_bits": Refused(_4BIT, ("none",)),
     "freeze_vit": Refused(_IMAGES, ("true",)),
     "freeze_aligner": Refused(_IMAGES, ("true",)),
     "freeze_llm": Refused(_IMAGES, _NO),
     "max_pixels": Refused(_IMAGES),
+    "limit_mm_per_prompt": Refused(_IMAGES),
+    "vision_batch_size": Refused(_IMAGES),
     "optim": Refused("leave it out: AdamW", ("adamw_torch", "adamw_torch_fused", "adamw")),
     "optimizer": Refused("leave it out: AdamW"),
     "predict_with_generate": Refused("use --eval_on_policy true, or `limbeck generate` after training", _NO),
@@ -159,6 +164,9 @@ FLAGS: dict[str, Entry] = {
     "val_dataset_sample": Refused("take a part of the held-out rows: PATH#N"),
     "agent_template": Refused("leave it out: tools are rendered by the tokenizer's own chat template"),
     "new_special_tokens": Refused("leave it out: the tokenizer stays as it is, since teacher and student share it"),
+    "enable_dft_loss": Refused("leave it out: sft is plain cross-entropy", _NO),
+    "use_chat_template": Refused("leave it out: prompts are rendered by the tokenizer's own chat template", ("true",)),
+    "num_labels": Refused("leave it out: language models only"),
     "task_type": Refused("leave it out: language models only", ("causal_lm",)),
     "tuner_backend": Refused("leave it out: peft", ("peft",)),
     "init_weights": Refused("leave it out: adapters start at zero", ("true",)),
@@ -181,6 +189,7 @@ FAMILIES: dict[str, Entry] = {
     "chord_": Refused(_PPO),
     "vit_": Refused(_IMAGES),
     "lora_ga_": Refused("leave it out: plain LoRA adapters"),
+    "bnb_4bit_": Refused(_4BIT),
     "galore_": Refused("leave it out: AdamW"),
 }
 
