@@ -421,8 +421,8 @@ WARNINGS: tuple[tuple[Callable[[Case], bool], str], ...] = (
     ),
     (
         lambda c: c.row.source == "live" and c.row.privileged,
-        "the teacher is the live student, which can unlearn to use what it is told: in docs/claims.md it rose and "
-        "fell, where --teacher_source frozen held",
+        "the teacher is the live student, which can unlearn to use what it is told: in docs/claims.md it did on one of "
+        "two seeds, and --teacher_source frozen held on both",
     ),
     (
         lambda c: c.config.teacher.offload_teacher_model and c.row.source != "model",

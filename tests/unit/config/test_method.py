@@ -363,7 +363,7 @@ def test_grpo_does_not_trip_over_the_default_lmbda():
         ({"teacher_model": "student"}, "same model"),
         ({"teacher_model": "student", "tuner_type": "full"}, "same model"),
         (GKD | {"sft_alpha": 1, "lmbda": 1}, "sft_alpha has no effect"),
-        ({"prompt": True}, "--teacher_source frozen held"),
+        ({"prompt": True}, "--teacher_source frozen held on both"),
         (GKD | {"val_dataset": ["v"], "split_dataset_ratio": 0.1}, "split_dataset_ratio is not used"),
     ],
 )
