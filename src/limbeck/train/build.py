@@ -47,7 +47,9 @@ def make_accelerator(config: Config) -> tuple[Accelerator, list[Choice]]:
         reason = "the GPU multiplies in bfloat16, weights stay float32" if bf16 else "there is no GPU with bfloat16"
         choices.append(Choice("mixed_precision", precision, reason))
     AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
-    return Accelerator(mixed_precision=precision, cpu=config.run.use_cpu), choices
+    accelerator = Accelerator(mixed_precision=precision, cpu=config.run.use_cpu)
+    parallel.keep_group()
+    return accelerator, choices
 
 
 def build(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -15,6 +16,14 @@ from torch.distributed.fsdp import FSDPModule
 from limbeck.errors import LimbeckError
 
 T = TypeVar("T")
+
+
+def keep_group() -> None:
+    """The process group is never freed: torch's reducer frees it while holding the interpreter's lock and waits for
+    gloo's threads, one of which may be waiting for that lock to drop its last barrier's tensors (pytorch#56297). Of 21
+    runs with two processes on a busy machine two hung for ever as they ended. Threads end with the process."""
+    if torch.distributed.is_initialized():
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(torch.distributed.group.WORLD))
 
 
 def total(accelerator: Accelerator, value: float) -> float:
