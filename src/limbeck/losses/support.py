@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .divergence import Measure, compare_, exp, log_softmax, pair_stats, per_token
+from .divergence import Measure, compare_, log_softmax, pair_stats, per_token
 from .head import compute_dtype
 from .reduce import outside
 
@@ -114,14 +114,13 @@ def support_block_(
         top_id = support.ids.gather(-1, top)
         found["top1_agreement"] = (lq.gather(-1, top_id).squeeze(-1) == lq.amax(-1)).to(lq.dtype)
     on_support = take(lq, support)
-    tail = complement_(lq, support.ids, support.present) if support.mode == "tail" else None
+    tail, parts = complement_(lq, support.ids, support.present) if support.mode == "tail" else (None, None)
     value, g, more = buckets(on_support, tail, support, measure, coef, stats=stats)
     if coef is not None:
-        if tail is None:
+        if parts is None:
             out.zero_()
         else:
-            tail = tail.masked_fill(torch.isneginf(tail), 0)
-            exp(lq.sub_(tail.unsqueeze(-1)), out=out).mul_(g[:, -1:])
+            torch.mul(lq, g[:, -1:] / parts.unsqueeze(-1).clamp(min=1), out=out)  # no id left: 0 of 0
         present = support.present
         out.view(-1)[cells(support.ids, lq.shape[-1])[present]] = g[:, : support.ids.shape[1]][present]
     return value, found | more
@@ -178,13 +177,16 @@ def estimate_tail(lp: Tensor, student_tail: Tensor, slack: float) -> Tensor:
     return torch.where(alike | torch.isneginf(student_tail), student_tail, tail.log())
 
 
-def complement_(lq: Tensor, ids: Tensor, present: Tensor) -> Tensor:
-    """Log of the mass outside the present ids of each row, [b, V], [b, K], [b, K] bool -> [b].
+def complement_(lq: Tensor, ids: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Log of the mass outside the present ids of each row, and its parts: [b, V], [b, K], [b, K] bool -> [b], [b].
 
-    A sum over the rest and never one minus the sum; the ids' own entries of lq become -inf.
+    A sum over the rest and never one minus the sum. lq becomes each id's share of the rest, in parts: 1 for the
+    likeliest id that is left, 0 on the support.
     """
     lq.view(-1).index_fill_(0, cells(ids, lq.shape[-1])[present], -torch.inf)
-    return lq.logsumexp(-1)
+    highest = lq.amax(-1, keepdim=True)
+    parts = lq.sub_(highest.masked_fill(torch.isneginf(highest), 0)).exp_().sum(-1)  # to the bit what logsumexp does
+    return highest.squeeze(-1) + parts.log(), parts
 
 
 def cells(ids: Tensor, vocab: int) -> Tensor:

@@ -144,7 +144,7 @@ def linear_named(
             present = ~torch.isneginf(values)
             logprobs[rows] = values
             found[rows].masked_fill_(~present, 0)
-            tail[rows] = complement_(lp, found[rows], present)
+            tail[rows], _ = complement_(lp, found[rows], present)
 
     with torch.no_grad():
         HeadPass(hidden, head, head.vocab, dtype=dtype, chunk_rows=chunk_rows).run(None, rule)
