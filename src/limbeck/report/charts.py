@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from limbeck.report.folder import Run
 
+PARTS = ("loss/dataset", "loss/student")
 MAX_POINTS = 2000  # a chart is at most a few thousand pixels wide
 
 Kind = Literal["train", "held out"]
@@ -126,7 +127,7 @@ TIMES = (
     Chart("Speed", "tokens/s", (("tokens_per_second", "tokens/s"),)),
     Chart("Peak memory", "GiB", (("peak_memory_gib", "GiB"),)),
 )
-_NOT_DRAWN = {"step", "kind", "epoch", "time", "tokens"}
+_NOT_DRAWN = {*PARTS, "step", "kind", "epoch", "time", "tokens"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,7 @@ def drawings(run: Run) -> dict[str, list[Drawing]]:
     whose values never change: see `unchanged`."""
     rows = _rows_by_step(run)
     more = [chart for chart in (*MORE, *_others(rows)) if not _constant(chart, rows)]
-    sections = {"curves": _with_rewards(rows), "times": TIMES, "more": more}
+    sections = {"curves": _curves(rows), "times": TIMES, "more": more}
     return {
         name: [drawing for chart in charts if (drawing := _draw(chart, rows)) is not None]
         for name, charts in sections.items()
@@ -172,11 +173,19 @@ def _values(metric: str, rows: dict[int, dict[str, Any]]) -> list[float]:
     return [value for row in rows.values() if (value := _finite(row.get(metric))) is not None]
 
 
-def _with_rewards(rows: dict[int, dict[str, Any]]) -> list[Chart]:
-    """The curves; the chart of the reward has each function's mean beside their sum, where there are several."""
+def _curves(rows: dict[int, dict[str, Any]]) -> list[Chart]:
+    """The curves of these rows. Of the loss no part that is all of it: one line would hide the other. The reward has
+    each function's mean beside their sum, where there are several."""
     keys = sorted({key for row in rows.values() for key in row if re.fullmatch("rewards/.+/mean", key)})
-    lines = tuple((key, key.split("/")[1]) for key in keys) if len(keys) > 1 else ()
-    return [replace(chart, lines=chart.lines + lines) if chart.title == "Reward" else chart for chart in CURVES]
+    rewards = tuple((key, key.split("/")[1]) for key in keys) if len(keys) > 1 else ()
+    whole = [row.get("loss") for row in rows.values()]
+    twice = {part for part in PARTS if [row.get(part) for row in rows.values()] == whole}
+
+    def own(chart: Chart) -> Chart:
+        lines = tuple(line for line in chart.lines if line[0] not in twice)
+        return replace(chart, lines=lines + rewards if chart.title == "Reward" else lines)
+
+    return [own(chart) for chart in CURVES]
 
 
 def overlay(charts: Sequence[Chart], runs: Sequence[Run], names: Sequence[str]) -> list[Drawing]:
@@ -211,7 +220,7 @@ def _rows_by_step(run: Run) -> dict[int, dict[str, Any]]:
 def _others(rows: dict[int, dict[str, Any]]) -> tuple[Chart, ...]:
     """A chart for each family of numbers that no other chart shows: `a/b` is of family a, `rewards/name/x` of
     `rewards/name`."""
-    drawn = {metric for chart in (*_with_rewards(rows), *TIMES, *MORE) for metric, _ in chart.lines}
+    drawn = {metric for chart in (*_curves(rows), *TIMES, *MORE) for metric, _ in chart.lines}
     families: dict[str, list[str]] = {}
     for row in rows.values():
         for key, value in row.items():

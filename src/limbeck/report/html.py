@@ -96,7 +96,8 @@ def render(run: Run) -> str:
         answers=_answers(summary),
         completions=completions,
         coloured=data["coloured"],
-        pointed=any(row["student_logp"] or row["student_top"] for row in completions),
+        pointed=any(row["student_logp"] or row["divergence"] for row in completions),
+        sayers=_sayers(completions),
         completions_logged=run.completions_logged,
         warnings=[str(text) for text in _list(summary.get("warnings"))],
         choices=[
@@ -238,6 +239,12 @@ def _completion(row: dict[str, Any]) -> dict[str, Any]:
         "student_top": favourites("student_top"),
         "teacher_top": favourites("teacher_top"),
     }
+
+
+def _sayers(completions: list[dict[str, Any]]) -> str:
+    """Whose favourites the tokens of the completions have."""
+    sides = [side for side in ("teacher", "student") if any(row[f"{side}_top"] for row in completions)]
+    return "both" if len(sides) == 2 else f"the {sides[0]}" if sides else ""
 
 
 def _short(value: Any) -> float | None:

@@ -440,6 +440,15 @@ def test_own_answers_have_a_part_of_the_table_and_their_own_names():
     assert held_out(evaluation) == "9 tokens"
 
 
+def test_a_part_of_the_loss_that_is_all_of_it_is_drawn_once(tmp_path):
+    def whole(line: dict) -> dict:
+        return {**line, "loss/dataset": line["loss"], "loss/student": None} if line["kind"] == "train" else line
+
+    found = drawings(read_run(rewritten(write_run(tmp_path / "demo"), whole)))
+    assert found["curves"][0].labels == ["all", "held out"]
+    assert "Loss" not in [chart.title for chart in found["more"]]
+
+
 def test_what_never_changes_is_said_and_not_drawn(tmp_path):
     run = rewritten(write_run(tmp_path / "demo"), policy)
     found = drawings(read_run(run))
@@ -457,11 +466,13 @@ def test_what_never_changes_is_said_and_not_drawn(tmp_path):
 def test_advantages_and_comparisons_in_a_browser(tmp_path):
     run = write_run(tmp_path / "one")
     row = completion_with_nasty_text() | {"divergence": None, "advantage": [-2.0, 1.0], "logratio": [-2.0, 1.0]}
+    row["teacher_logp"] = [-10.0, -1.0]
     write_lines(run / "completions.jsonl", [row])
     found = probe(write_report(run), tmp_path)
     assert found["errors"] == []
     assert found["colour"].startswith("rgba(205, 45, 35")  # the first token is made less likely
     assert "advantage-2" in found["tip"]
+    assert "log p, teacher-10<0.1%" in found["tip"]
     page = write_comparison([run, write_run(tmp_path / "two", seed=5)], tmp_path / "c.html")
     found = probe(page, tmp_path)
     assert found["errors"] == []

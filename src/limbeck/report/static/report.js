@@ -21,6 +21,7 @@
     percent: (v) => (v == null ? "-" : (100 * v).toFixed(1) + "%"),
     seconds: (v) => (v == null ? "-" : (v < 0.001 ? 0 : +v.toPrecision(3)) + " s"),
   };
+  const chance = (p) => (p > 0 && p < 0.0005 ? "<0.1%" : shows.percent(p));
   const tick = { ...shows, percent: (v) => +(100 * v).toFixed(1) + "%", seconds: number };
 
   // ------------------------------------------------------------------ charts
@@ -72,7 +73,7 @@
     const options = {
       width: Math.max(holder.clientWidth, 200), height: HEIGHT, padding: [10, 14, 0, 0],
       scales: {
-        x: { time: false },
+        x: { time: false, range: (u, low, high) => (low === high ? [low, low + 1] : [low, high]) },
         y: log && positive && !stack ? { distr: 3 } : { range: (u, low, high) => range(low, high, chart, stack) },
       },
       axes: [
@@ -231,7 +232,7 @@
       const sides = [["teacher would say", row.teacher_top?.[i]], ["student would say", row.student_top?.[i]]].filter(([, top]) => top?.length);
       return sides.length ? make("div", { className: "tops" }, ...sides.map(([label, top]) => make("div", {}, make("small", { textContent: label }),
         ...top.map(([token, p]) => {
-          const line = make("span", { className: token === row.tokens[i] ? "here" : "" }, make("b", { textContent: visible(token) }), make("i", { textContent: shows.percent(p) }));
+          const line = make("span", { className: token === row.tokens[i] ? "here" : "" }, make("b", { textContent: visible(token) }), make("i", { textContent: chance(p) }));
           line.style.backgroundSize = `${(100 * p).toFixed(1)}% 100%`;
           return line;
         })))) : "";
@@ -246,7 +247,7 @@
       hide();
       const row = span.parentNode.row, i = +span.dataset.i, table = make("table");
       const entry = (label, v, probability) => v != null && table.append(make("tr", {}, make("th", { textContent: label }), make("td", { textContent: number(v) }),
-        make("td", { className: "p", textContent: probability ? shows.percent(Math.exp(v)) : "" })));
+        make("td", { className: "p", textContent: probability ? chance(Math.exp(v)) : "" })));
       entry("divergence", row.divergence?.[i]);
       entry("advantage", row.advantage?.[i]);
       entry("log-ratio", row.logratio?.[i]);
