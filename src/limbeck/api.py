@@ -100,10 +100,13 @@ class Trainer:
             progress, hooks, book = self._open(parts, console)
             summary = read_json(self.folder / "summary.json")  # of earlier attempts, after a resume
             summary["earlier"] = {name: summary.get(name, 0.0) for name in ("seconds", "cpu_seconds")}
+            for name in ("step", "stopped_by", "collapse"):  # how an earlier attempt ended says nothing of this one
+                summary.pop(name, None)
             if resumed_from is not None:
                 checkpoint.restore(parts, progress, resumed_from)
                 hooks.state = progress.state
                 console.say(f"resuming from {resumed_from} at step {progress.state.global_step}")
+                summary["resumed_at"] = [*summary.get("resumed_at", []), progress.state.global_step]
             step = progress.state.global_step
             for file in (book.metrics, book.completions, book.histograms):
                 if file is not None:
@@ -211,6 +214,8 @@ class Trainer:
 
     def _finish(self, summary: dict, outcome: Outcome, console: Console) -> None:
         summary |= {"evaluation": outcome.evaluation, "step": outcome.step, "stopped_by": outcome.stopped_by}
+        if outcome.collapse is not None:
+            summary["collapse"] = {"what": outcome.collapse.what, "fix": outcome.collapse.fix}
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=1))
         self._write_page()
         write_card(self.folder)

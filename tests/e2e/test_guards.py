@@ -37,13 +37,19 @@ def test_a_collapse_pauses_with_a_checkpoint(tiny: Path, tmp_path: Path, capsys:
     assert f"student_entropy was {values} in the last 2 lines of the log, below 100" in said.err
     assert "fix:   lower --learning_rate" in said.err and "Traceback" not in said.err
     assert (output / "checkpoint-2" / "trainer_state.json").exists() and (output / "last").exists()
-    assert json.loads((output / "summary.json").read_text())["stopped_by"] == "collapse"
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["stopped_by"] == "collapse"
+    assert summary["collapse"]["what"] in said.err and summary["collapse"]["fix"] in said.err
+    assert "stopped: the student collapses" in (output / "report.html").read_text()
 
     resume = ("--resume_from_checkpoint", "auto")
     assert run(tiny, output, *flags, *guard, *resume) == 3  # nothing was changed: the next line says the same
     assert [line["step"] for line in metrics(output)] == [1, 2, 3]
     assert run(tiny, output, *flags, *resume) == 0
     assert [line["step"] for line in metrics(output)] == [1, 2, 3, 4, 5, 6]
+    summary = json.loads((output / "summary.json").read_text())
+    assert (summary["resumed_at"], summary["stopped_by"], "collapse" in summary) == ([2, 3], "end", False)
+    assert "collapses" not in (output / "report.html").read_text()
 
 
 def test_a_sound_run_is_left_alone(tiny: Path, tmp_path: Path) -> None:

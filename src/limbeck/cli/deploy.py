@@ -67,6 +67,7 @@ def _facts(config: DeployConfig, served: Served) -> list[str]:
         f"ids      {served.valid:,} of {served.width:,} rows of the head; ends at {sorted(served.end_ids)}",
         f"limits   {served.max_model_len:,} tokens a sequence, {limits.max_request_tokens:,} and "
         f"{limits.max_request_mb} MB a request, {limits.max_queue} requests at a time",
+        f"answers  {limits.default_max_tokens or 'all that fit (/v1/completions: 16)'} tokens by default",
         f"gives    {served.max_logprobs:,} log-probabilities a position; hidden states "
         f"{'too' if limits.allow_hidden else 'not'}; key {key}",
         *(f"chosen   {choice}" for choice in served.choices),

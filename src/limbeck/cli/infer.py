@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -31,25 +32,69 @@ def run(config: InferConfig) -> int:
         raise ConfigError(
             "there are no rows to answer", where="--result_path", fix="add --val_dataset FILE, or leave it out"
         )
-    names = [config.model]
-    o = config.output
-    if o.other_model is not None or o.other_adapters:
-        other = {"model": o.other_model or config.model.model, "adapters": o.other_adapters, "model_revision": None}
-        names.append(config.model.model_copy(update=other))
-    speakers = [load_speaker(config, model) for model in names]
+    speakers = [load_speaker(config, model) for model in _models(config)]
     print(HELP, file=sys.stderr)
     converse(speakers, _lines(), show=_columns if len(speakers) > 1 and sys.stdout.isatty() else _one_by_one)
     return 0
 
 
 def _answer_rows(config: InferConfig) -> int:
-    if config.output.result_path is None or config.output.other_model or config.output.other_adapters:
-        what = "there is no place for the answers" if config.output.result_path is None else "two models share a file"
-        fix = "add --result_path answers.jsonl" if config.output.result_path is None else "run it once for each model"
-        raise ConfigError(what, where="--val_dataset", fix=fix)
-    room = Answers(result_path=config.output.result_path)
+    path = config.output.result_path
+    if path is None:
+        raise ConfigError(
+            "there is no place for the answers", where="--val_dataset", fix="add --result_path answers.jsonl"
+        )
+    models = _models(config)
+    if len(models) == 1:
+        return _answers_of(config, models[0], path)
+    first, other = (path.with_name(f"{path.stem}.{name}{path.suffix}") for name in ("model", "other_model"))
+    for model, file in zip(models, (first, other), strict=True):
+        _answers_of(config, model, file)
+    beside(first, other, path)
+    return 0
+
+
+def _answers_of(config: InferConfig, model: Model, path: Path) -> int:
     rooms = {"data": config.data, "rollout": config.rollout, "run": config.run}
-    return generate.run(GenerateConfig(model=config.model, output=room, **rooms))
+    return generate.run(GenerateConfig(model=model, output=Answers(result_path=path), **rooms))
+
+
+def beside(first: Path, other: Path, path: Path) -> None:
+    """Writes `path`: the rows of `first`, each with the other model's answer to it as `other_response`.
+
+    Rows that only one of the two could read (the other's template or --max_length dropped them) are left out and
+    counted.
+    """
+    ours, theirs = ({(row["origin"], row["copy"]): row for row in _rows(file)} for file in (first, other))
+    both = [key for key in ours if key in theirs]
+    lines = [
+        json.dumps(
+            ours[key] | {"other_response": _text(theirs[key]), "other_truncated": theirs[key]["truncated"]},
+            ensure_ascii=False,
+        )
+        for key in both
+    ]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    same = sum(_text(ours[key]) == _text(theirs[key]) for key in both)
+    print(f"{len(both)} rows with both answers, {same} of them the same; written: {path}")
+    if alone := len(ours) + len(theirs) - 2 * len(both):
+        print(f"warning: {alone} answers have no other beside them, and are in {first} or {other} alone")
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line.strip()]
+
+
+def _text(row: dict[str, Any]) -> str:
+    return row["messages"][-1]["content"] if "messages" in row else row["completion"]
+
+
+def _models(config: InferConfig) -> list[Model]:
+    o = config.output
+    if o.other_model is None and not o.other_adapters:
+        return [config.model]
+    other = {"model": o.other_model or config.model.model, "adapters": o.other_adapters, "model_revision": None}
+    return [config.model, config.model.model_copy(update=other)]
 
 
 @dataclass

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
-from limbeck.config.room import Name, Names, Room, listed
+from limbeck.config.room import Name, Names, Room
 from limbeck.config.schema import Data, Hub, Model, Rollout, Run
 
 GgufType = Literal["f32", "f16", "bf16", "q8_0"]
@@ -30,37 +28,14 @@ class Talk(Room):
     """Who answers beside --model, and what is written."""
 
     other_model: Name | None = None
-    """A second model that answers in the terminal beside the first; with --other_adapters alone it is --model again."""
+    """A second model that answers beside the first; with --other_adapters alone it is --model again."""
     other_adapters: Names = Field(default=[])
     """Adapters of the second model."""
     result_path: Path | None = None
-    """With a data set: the .jsonl file of the answered rows; an unfinished one is gone on with."""
+    """With a data set: the .jsonl file of the answered rows; an unfinished one is gone on with. With a second model
+    each row also has its answer, as other_response."""
     infer_backend: Literal["transformers"] = "transformers"
     """What answers; for vLLM see `limbeck deploy --infer_backend vllm`."""
-
-
-def _is_adapter(path: Path) -> bool:
-    return (path / "adapter_config.json").is_file() and not (path / "config.json").is_file()
-
-
-def _with_base(rooms: dict[str, Any]) -> dict[str, Any]:
-    """Without --model it is the one that the first adapter was trained on, as its own file says; a --model that is an
-    adapter's folder is read as one on its base."""
-    model: dict[str, Any] = dict(rooms.get("model") or {})
-    named = model.get("model")
-    if named and not model.get("adapters") and _is_adapter(Path(str(named))):
-        model = {**model, "model": None, "adapters": [str(named)]}
-    if model.get("model"):
-        return rooms
-    adapters: Any = listed(model.get("adapters"))
-    file = Path(str(adapters[0])) / "adapter_config.json" if adapters else None
-    base = json.loads(file.read_text()).get("base_model_name_or_path") if file and file.is_file() else None
-    if not base:
-        what = "there is no model" if not adapters else f"{adapters[0]} does not say which model it is an adapter of"
-        where = f"--adapters {' '.join(map(str, adapters))}" if adapters else "--model"
-        fix = "add --model FOLDER, or a hub id; for adapters it is their base"
-        raise PydanticCustomError("one_of_two", "{what}", {"what": what, "where": where, "fix": fix})
-    return {**rooms, "model": {**model, "model": base}}
 
 
 class ExportConfig(Room):
@@ -70,7 +45,6 @@ class ExportConfig(Room):
     export: Export = Export()
     hub: Hub = Hub()
     run: Run = Run()
-    _base = model_validator(mode="before")(_with_base)
 
 
 class InferConfig(Room):
@@ -81,4 +55,3 @@ class InferConfig(Room):
     rollout: Rollout = Rollout()
     run: Run = Run()
     output: Talk = Talk()
-    _base = model_validator(mode="before")(_with_base)

@@ -95,6 +95,9 @@ class Serve(Room):
     """Most log-probabilities that a request may ask for at a position; -1 sets no limit."""
     max_model_len: Count | None = None
     """Longest sequence in tokens; by default the model's max_position_embeddings."""
+    default_max_tokens: Count | None = None
+    """Length of a completion where a request does not say (ms-swift's --max_new_tokens); by default as vLLM has it: 16
+    tokens, in a chat all that fit. With vLLM no request gets more."""
     max_batch_tokens: Count | None = None
     """Tokens in one forward pass, padding included; by default by the device."""
     max_request_mb: Count = 64
@@ -361,6 +364,8 @@ COMMANDS: dict[str, Command] = {
             ),
             aliases={
                 "vllm_max_model_len": "max_model_len",
+                "max_length": "max_model_len",
+                "max_new_tokens": "default_max_tokens",
                 "tensor_parallel_size": "vllm_tensor_parallel_size",
                 "gpu_memory_utilization": "vllm_gpu_memory_utilization",
             },
@@ -376,11 +381,12 @@ COMMANDS: dict[str, Command] = {
                 "run": ("seed", "use_cpu", "debug"),
                 "output": ALL,
             },
-            {},
+            _MODEL,
             (
                 "limbeck infer --model student                                 # a conversation in the terminal",
                 "limbeck infer --model student --other_model teacher           # two answers side by side",
                 "limbeck infer --model output/run/last --val_dataset prompts.jsonl --result_path answers.jsonl",
+                "limbeck infer --model a --other_model b --val_dataset prompts.jsonl --result_path both.jsonl",
             ),
             aliases={"val_dataset": "dataset"},
         ),
@@ -394,7 +400,7 @@ COMMANDS: dict[str, Command] = {
                 "hub": ALL,
                 "run": ("output_dir", "debug"),
             },
-            {"output_dir": "--output_dir FOLDER"},
+            _MODEL | {"output_dir": "--output_dir FOLDER"},
             (
                 "limbeck export --model base --adapters output/run/last --output_dir merged --torch_dtype bfloat16",
                 "limbeck export --model output/run/last --output_dir out --gguf_type q8_0",

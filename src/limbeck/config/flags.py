@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from limbeck.config import swift, trl
+from limbeck.config.base_model import name_base
 from limbeck.config.commands import ALL, COMMANDS, Command
 from limbeck.config.faults import refusal
 from limbeck.config.room import Room
@@ -78,10 +79,8 @@ def read(command: str, argv: Sequence[str]) -> Parsed:
     refused: list[tuple[Entry, swift.Refused]] = []
     unused: list[tuple[Entry, Flag]] = []
     for entry in [*sorted(entries, key=lambda entry: entry.name in spec.aliases), *_from_flags(tokens)]:
-        if entry.name in spec.aliases:
-            if not entry.value:
-                continue
-            entry.name = spec.aliases[entry.name]
+        if not _by_our_name(entry, spec, parsed.notes):
+            continue
         name = entry.name if entry.name in flags else _from_swift(entry, flags, spec, parsed.notes, refused)
         if name is None:
             continue
@@ -104,6 +103,7 @@ def read(command: str, argv: Sequence[str]) -> Parsed:
         raise _refusals(refused, unused, spec)
     if skipped:
         parsed.notes.append(f"limbeck {command} does not use {', '.join(skipped)} of {argv[0]}")
+    parsed.notes += name_base(given, parsed.where) if "adapters" in read_here else []
     _require(spec, given)
     parsed.config = _build(spec, flags, given, parsed.where)
     return parsed
@@ -200,6 +200,17 @@ def _from_flags(tokens: Sequence[str]) -> list[Entry]:
     for entry in entries:
         entry.where = " ".join([f"--{entry.name}", *entry.value])
     return entries
+
+
+def _by_our_name(entry: Entry, spec: Command, notes: list[str]) -> bool:
+    """Gives an alias of the command its field's name, and says so; False for one that sets nothing."""
+    ours = spec.aliases.get(entry.name)
+    if ours is None:
+        return True
+    if entry.value and not entry.name.endswith(ours):  # --val_dataset is --dataset for whoever has one data set
+        notes.append(f"--{entry.name} is --{ours} {_text(entry.value)} here")
+    entry.name = ours
+    return bool(entry.value)
 
 
 def _from_swift(

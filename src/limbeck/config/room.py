@@ -64,6 +64,19 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def _system(value: Any) -> Any:
+    """The text of a .txt file, as ms-swift's --system takes one; other text as it is."""
+    if not isinstance(value, str) or not value.endswith(".txt") or "\n" in value:
+        return value
+    try:
+        return Path(value).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        fix = "give the message itself, or the .txt file that holds it"
+        raise PydanticCustomError(
+            "saying", "{what}", {"what": "names a file that cannot be read", "fix": fix}
+        ) from None
+
+
 def _scale(value: Any) -> Any:
     """ms-swift's A+B; and why its other scales are not there."""
     parts = [part for part in str(value).split("+") if part != "-"]
@@ -89,6 +102,7 @@ def _number(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
+System = Annotated[str, BeforeValidator(_system)]
 LossScale = Annotated[
     Literal["last_round", "default", "ignore_empty_think", "last_round_with_ignore_empty_think"],
     BeforeValidator(_scale),

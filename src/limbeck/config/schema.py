@@ -28,6 +28,7 @@ from limbeck.config.room import (
     Scheduler,
     Seconds,
     Strategy,
+    System,
     TeacherModel,
     TeacherServer,
     TeacherSource,
@@ -93,8 +94,8 @@ class Data(Room):
     ignore_empty_think without an empty thought at the beginning. A message's own `loss` wins."""
     dataset_shuffle: bool = True
     """Shuffle the training rows anew for every epoch."""
-    system: str | None = None
-    """System message for rows that have none."""
+    system: System | None = None
+    """System message for rows that have none, or a .txt file that holds it."""
     data_seed: int | None = None
     """Seed of the order of the rows; by default that of the run (--seed)."""
 

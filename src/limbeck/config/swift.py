@@ -45,9 +45,10 @@ _PACKING = (
 _NO = ("false", "no", "0")
 _SERVER = "leave it out: responses are sampled with transformers' generate in this version"
 _ZERO = (
-    "leave it out: each process holds the whole model in this version; --tuner_type lora and "
+    "use --fsdp fsdp2 with several processes, which shards the student (docs/parallel.md); --tuner_type lora and "
     "--gradient_checkpointing true save memory"
 )
+_TEACHER_ZERO = "leave it out: put a large teacher behind `limbeck deploy`, or give it --teacher_quant_bits 4"
 _IMAGES = "leave it out: text models only"
 _PPO = "leave it out: --rlhf_type grpo does not have it in this version"
 _PREF = "Limbeck distils and does not train on preferences; leave it out"
@@ -56,6 +57,10 @@ _ENGINE = (
     "offload_model offload_optimizer tp data_parallel_size"
 )
 _4BIT = "leave it out, and use --torch_dtype bfloat16 with --tuner_type lora"
+_LINEAR = "the loss never holds a tokens x vocabulary tensor (--loss_impl linear)"
+_SPLIT = "tensor_model_parallel_size pipeline_model_parallel_size context_parallel_size expert_model_parallel_size"
+_STATE = "no_save_optim no_save_rng no_load_optim no_load_rng"
+_OFFICES = "recompute_method recompute_num_layers sequence_parallel cross_entropy_loss_fusion"
 _POLICY = "reward_model reward_model_plugin sync_ref_model kl_in_reward"
 
 FLAGS: dict[str, Entry] = {
@@ -69,6 +74,22 @@ FLAGS: dict[str, Entry] = {
     "model_id_or_path": Renamed("model"),
     "swanlab_exp_name": Renamed("run_name"),
     "train_dataloader_shuffle": Renamed("dataset_shuffle"),
+    # those of `megatron rlhf` and `megatron sft`
+    "lr": Renamed("learning_rate"),
+    "lr_warmup_fraction": Renamed("warmup_ratio"),
+    "lr_warmup_iters": Renamed("warmup_steps"),
+    "lr_decay_style": Renamed("lr_scheduler_type"),
+    "min_lr": Refused(
+        """use --lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs '{"min_lr": 1e-6}'""", ("0",)
+    ),
+    "train_iters": Renamed("max_steps"),
+    "micro_batch_size": Renamed("per_device_train_batch_size"),
+    "global_batch_size": Refused(
+        "use --gradient_accumulation_steps: the global batch over --per_device_train_batch_size and the processes"
+    ),
+    "attention_backend": Renamed("attn_impl", {"flash": "flash_attention_2", "unfused": "eager", "auto": ""}),
+    "recompute_granularity": Renamed("gradient_checkpointing", {"selective": "true", "full": "true", "none": "false"}),
+    **{name: Refused(_ZERO, ("1",)) for name in _SPLIT.split()},
     "resume_only_model": Refused(
         "start a new run from the weights: --adapters CHECKPOINT for LoRA, --model CHECKPOINT for all weights", _NO
     ),
@@ -96,7 +117,9 @@ FLAGS: dict[str, Entry] = {
     "acc_strategy": NotNeeded("the loss is one mean over the tokens of the whole step"),
     "average_tokens_across_devices": NotNeeded("the loss is one mean over the tokens of the whole step"),
     "use_logits_to_keep": NotNeeded("prompt and padding positions never reach the output head"),
-    "use_liger_kernel": NotNeeded("the loss never holds a tokens x vocabulary tensor (--loss_impl linear)"),
+    "use_liger_kernel": NotNeeded(_LINEAR, _NO),
+    "use_cce": NotNeeded(_LINEAR, _NO),
+    "lazy_tokenize": NotNeeded("rows are tokenised in large batches, on all cores, before the first step", _NO),
     "eval_accumulation_steps": NotNeeded("an evaluation keeps sums, not logits"),
     "local_repo_path": NotNeeded("models are loaded by transformers"),
     "ddp_timeout": NotNeeded("processes wait for one another as accelerate is set up"),
@@ -105,6 +128,9 @@ FLAGS: dict[str, Entry] = {
     "save_on_each_node": NotNeeded("the main process writes"),
     "gradient_checkpointing_kwargs": NotNeeded("activations are recomputed without re-entrance"),
     "eval_human": NotNeeded("a conversation in the terminal where no data set is given, answers to it where one is"),
+    "finetune": NotNeeded("a run begins at step 0 where --resume_from_checkpoint does not say otherwise"),
+    **{name: NotNeeded("a checkpoint always holds what an exact resume needs") for name in _STATE.split()},
+    **{name: NotNeeded("Megatron's own way to memory or speed") for name in _OFFICES.split()},
     "log_entropy": NotNeeded("entropies are always logged"),
     # not supported
     "seq_kd": Refused(
@@ -113,7 +139,7 @@ FLAGS: dict[str, Entry] = {
         _NO,
     ),
     "deepspeed": Refused(_ZERO, ("none", "zero0")),
-    "teacher_deepspeed": Refused(_ZERO, ("none", "zero0")),
+    "teacher_deepspeed": Refused(_TEACHER_ZERO, ("none", "zero0")),
     "sequence_parallel_size": Refused(_ZERO, ("1",)),
     "device_map": Refused(_ZERO, ("none",)),
     "packing": NotNeeded(_PACKING, _NO),
@@ -122,6 +148,8 @@ FLAGS: dict[str, Entry] = {
     "packing_num_proc": NotNeeded(_PACKING),
     "custom_register_path": Renamed("external_plugins"),
     "cached_dataset": Refused("pass the rows themselves as --dataset"),
+    "cached_val_dataset": Refused("pass the rows themselves as --val_dataset"),
+    "to_cached_dataset": Refused("leave it out: rows are tokenised when a run begins"),
     "multi_turn_scheduler": Refused("leave it out: the student writes one turn of a conversation"),
     "max_turns": Refused("leave it out: the student writes one turn of a conversation", ("1",)),
     "teacher_model_group": Refused("name several teachers with their tags on --teacher_model"),
@@ -165,11 +193,19 @@ FLAGS: dict[str, Entry] = {
     "agent_template": Refused("leave it out: tools are rendered by the tokenizer's own chat template"),
     "new_special_tokens": Refused("leave it out: the tokenizer stays as it is, since teacher and student share it"),
     "enable_dft_loss": Refused("leave it out: sft is plain cross-entropy", _NO),
+    "enable_eaft_loss": Refused("leave it out: sft is plain cross-entropy", _NO),
+    "eaft_alpha": Refused("leave it out: sft is plain cross-entropy"),
+    "enable_channel_loss": Refused("leave it out: one loss is logged for all rows", _NO),
+    "channel_list": Refused("leave it out: one loss is logged for all rows"),
+    "early_stop_interval": Refused("leave it out: --metric_for_best_model names the best checkpoint, which is kept"),
+    "activation_cpu_offload": Refused("use --gradient_checkpointing true", _NO),
     "use_chat_template": Refused("leave it out: prompts are rendered by the tokenizer's own chat template", ("true",)),
     "num_labels": Refused("leave it out: language models only"),
     "task_type": Refused("leave it out: language models only", ("causal_lm",)),
     "tuner_backend": Refused("leave it out: peft", ("peft",)),
     "init_weights": Refused("leave it out: adapters start at zero", ("true",)),
+    "init_lora_weights": Refused("leave it out: adapters start at zero", ("true",)),
+    "use_galore": Refused("leave it out: AdamW", _NO),
     "lora_dtype": Refused("leave it out: adapters are trained in float32", ("none", "float32")),
     "lora_bias": Refused("leave it out: adapters have no bias", ("none",)),
     "rope_scaling": Refused("set it in the model's own config.json"),
@@ -191,6 +227,8 @@ FAMILIES: dict[str, Entry] = {
     "lora_ga_": Refused("leave it out: plain LoRA adapters"),
     "bnb_4bit_": Refused(_4BIT),
     "galore_": Refused("leave it out: AdamW"),
+    "lisa_": Refused("use --tuner_type lora or full"),
+    "llamapro_": Refused("use --tuner_type lora or full"),
 }
 
 

@@ -23,6 +23,17 @@ _LOADING = (
     "remove_unused_columns "
 )
 
+_ULD = (
+    "use_uld_loss uld_token_merge_strategy use_extended_uld uld_use_hybrid_loss uld_hybrid_matched_weight "
+    "uld_hybrid_unmatched_weight uld_crossentropy_weight uld_distillation_weight uld_student_temperature "
+    "uld_teacher_temperature uld_skip_student_eos uld_skip_teacher_eos"
+)
+_VLLM = (
+    "use_vllm vllm_mode vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port "
+    "vllm_gpu_memory_utilization vllm_tensor_parallel_size vllm_max_model_length vllm_model_impl "
+    "vllm_structured_outputs_regex vllm_sync_frequency vllm_enable_sleep_mode"
+)
+
 # class -> how it is started here, and the names of its settings
 CLASSES: Mapping[str, tuple[str, str]] = {
     "SFTConfig": (
@@ -45,6 +56,30 @@ CLASSES: Mapping[str, tuple[str, str]] = {
     "ServerDistillationConfig": (
         "limbeck rlhf --rlhf_type gkd --lmbda 1 --beta 0 --gkd_logits_topk 64",
         "teacher_model_server_url loss_top_k loss_add_tail reverse_kl_top_1_mode",
+    ),
+    "GOLDConfig": (
+        "limbeck rlhf --rlhf_type gkd",
+        "learning_rate temperature top_p top_k lmbda beta max_completion_length teacher_model_name_or_path "
+        "teacher_model_revision teacher_model_init_kwargs teacher_tokenizer_name_or_path disable_dropout seq_kd "
+        f"num_generations generation_batch_size {_ULD} {_VLLM} log_completions log_completions_steps "
+        "num_completions_to_print wandb_log_unique_prompts callbacks",
+    ),
+    "IWOPDConfig": (
+        "limbeck rlhf --rlhf_type gkd --lmbda 1 --beta 1",
+        "model_init_kwargs trust_remote_code max_length learning_rate temperature lmbda beta distillation_objective "
+        "iw_opd_gamma iw_opd_epsilon reverse_kl_top_1_mode max_completion_length max_prompt_length disable_dropout "
+        "teacher_model_name_or_path teacher_model_revision teacher_model_init_kwargs use_teacher_server "
+        "teacher_model_server_url loss_top_k loss_add_tail num_generations generation_batch_size top_p top_k "
+        f"{_VLLM} log_completions log_completions_steps num_completions_to_print",
+    ),
+    "SDFTConfig": (
+        "limbeck rlhf --rlhf_type gkd --lmbda 1 --teacher_source frozen",
+        "model_init_kwargs trust_remote_code disable_dropout remove_unused_columns max_prompt_length num_generations "
+        "num_generations_eval max_completion_length ds3_gather_for_generation shuffle_dataset generation_batch_size "
+        "steps_per_generation temperature top_p top_k min_p generation_kwargs chat_template_kwargs repetition_penalty "
+        f"cache_implementation use_teacher_server {_VLLM} num_iterations teacher_model_kind teacher_update_rate "
+        "teacher_sync_steps distillation_alpha distillation_mode distillation_topk distillation_is_clip "
+        "distillation_add_tail generate_from_teacher teacher_prompt_template num_loss_tokens_to_skip",
     ),
     "GRPOConfig": (
         "limbeck rlhf --rlhf_type grpo",
@@ -82,6 +117,13 @@ _QUANT = "use --torch_dtype bfloat16 with --tuner_type lora; a teacher takes --t
 _SPLIT = "the split train is read; held-out rows are --val_dataset or --split_dataset_ratio"
 _PAD = "padding is never read"
 _BATCHING = "leave it out: responses are sampled with transformers' generate"
+
+_TOKENIZERS = (
+    "leave it out: student and teacher share a tokenizer; what another teacher writes is learnt by `limbeck generate` "
+    "and then `limbeck sft`"
+)
+_OBJECTIVE = "leave it out: every token counts alike, or by its place (--position_weights)"
+_ALL_WRITTEN = "all completions are in completions.jsonl and report.html"
 
 # Names that are not ours, and are not in ms-swift's table either.
 FLAGS: dict[str, Entry] = {
@@ -138,6 +180,29 @@ FLAGS: dict[str, Entry] = {
     "log_unique_prompts": NotNeeded("all completions are in completions.jsonl and report.html"),
     "log_completions_hub_repo": Refused("leave it out, or --push_to_hub the run"),
     "log_multimodal": Refused("leave it out: text models only"),
+    **{name: Refused(_TOKENIZERS) for name in [*_ULD.split(), "teacher_tokenizer_name_or_path"]},
+    "log_completions_steps": NotNeeded(_ALL_WRITTEN),
+    "wandb_log_unique_prompts": NotNeeded(_ALL_WRITTEN),
+    "callbacks": Refused("pass them to limbeck.distil(callbacks=...)"),
+    "max_prompt_length": Refused("use --max_length, the longest row, with --truncation_strategy"),
+    "use_teacher_server": Refused("leave it out: --teacher_model_server says it"),
+    "distillation_objective": Refused(
+        "leave it out: --rlhf_type gkd is its jsd; the importance-weighted one is not here"
+    ),
+    "iw_opd_gamma": Refused(_OBJECTIVE),
+    "iw_opd_epsilon": Refused(_OBJECTIVE),
+    "teacher_model_kind": Renamed("teacher_source", {"base": "frozen", "live": "live", "ema": "ema"}),
+    "teacher_update_rate": Refused("use --teacher_ema_decay, which is 1 minus it: 0.95 for 0.05"),
+    "teacher_sync_steps": Refused("leave it out: the average moves at every step"),
+    "distillation_alpha": Renamed("beta"),
+    "distillation_mode": Refused(
+        "topk_logits is --gkd_logits_topk K, full_logits is without it, sampled_token is --rlhf_type grpo"
+    ),
+    "distillation_topk": Renamed("gkd_logits_topk"),
+    "distillation_add_tail": Renamed("topk_mode", {"true": "tail", "false": "renorm"}),
+    "distillation_is_clip": Refused("leave it out: samples are one generation batch old at most"),
+    "generate_from_teacher": Refused("leave it out: the student samples from its own prompt"),
+    "num_loss_tokens_to_skip": Refused("use --position_weights, which weighs tokens by their place"),
     "sapo_temperature_neg": Renamed("tau_neg"),
     "sapo_temperature_pos": Renamed("tau_pos"),
     **{f"vespo_{name}": Refused(_VESPO) for name in ("k_pos", "lambda_pos", "k_neg", "lambda_neg")},
@@ -168,6 +233,28 @@ OTHERWISE: Mapping[str, Mapping[str, str]] = {
     "GKDConfig": {
         "lmbda": "one draw a generation batch; there one a micro-batch",
         "max_new_tokens": "512; there 128",
+    },
+    "GOLDConfig": {
+        "learning_rate": "1e-4 with LoRA and 1e-5 with all weights; there 1e-7",
+        "top_p": "1; there 0.95",
+        "lmbda": "one draw a generation batch; there one a micro-batch",
+        "max_completion_length": "512; there 128",
+        "log_completions": "on; there off",
+    },
+    "IWOPDConfig": {
+        "temperature": "the sampler's only (0.9; there 1); the loss has --loss_temperature",
+        "learning_rate": "1e-4 with LoRA and 1e-5 with all weights; there 1e-6",
+        "lmbda": "0.5; there 1, so give --lmbda 1",
+        "beta": "0.5; there 1, so give --beta 1",
+        "max_length": "none; there 1024, and rows are cut, which here --truncation_strategy asks for",
+    },
+    "SDFTConfig": {
+        "temperature": "0.9; there 1",
+        "num_generations": "1 where a teacher alone is learnt from; there 8",
+        "max_completion_length": "512; there 256",
+        "teacher_prompt_template": "Jinja over the row's columns; there {prompt} and {privileged_context}",
+        "distillation_topk": "the full vocabulary; there 100",
+        "distillation_add_tail": "tail; there off",
     },
     "DistillationConfig": {
         "beta": "0.5; there 1, so give --beta 1",

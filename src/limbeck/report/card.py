@@ -167,7 +167,7 @@ def _results(run: Run) -> str:
     where = held_out(evaluation)
     table = _table(
         ("measure", "before", "after", "change"),
-        [[f"{row.name}" + (f", {row.unit}" if row.unit else ""), row.before, row.after, row.change] for row in rows],
+        [[row.title + (f", {row.unit}" if row.unit else ""), row.before, row.after, row.change] for row in rows],
     )
     return f"## Evaluation\n\nOn held-out rows{f' ({where})' if where else ''}.\n\n{table}"
 

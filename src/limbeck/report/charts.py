@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from limbeck.report.folder import Run
 
+PARTS = ("loss/dataset", "loss/student")
 MAX_POINTS = 2000  # a chart is at most a few thousand pixels wide
 
 Kind = Literal["train", "held out"]
@@ -25,6 +27,12 @@ class Chart:
     show: Literal["number", "percent", "seconds"] = "number"
 
 
+def _both(title: str, key: str, unit: str = "nats/token", **more: Any) -> Chart:
+    """A metric of training and of the held-out rows, and where it is measured of fresh samples (`--eval_on_policy`)."""
+    named = ((key, "train"), (f"eval_{key}", "held out"), (f"eval_on_policy_{key}", "held out, own answers"))
+    return Chart(title, unit, named, **more)
+
+
 CURVES = (
     Chart(
         "Loss",
@@ -34,25 +42,37 @@ CURVES = (
             ("loss/dataset", "dataset's tokens"),
             ("loss/student", "student's tokens"),
             ("eval_loss", "held out"),
+            ("eval_on_policy_loss", "held out, own answers"),
         ),
     ),
     Chart("Reward", "mean of the samples", (("reward", "weighted sum"),)),
-    Chart("Teacher's k3 estimate of the reverse KL", "nats/token", (("teacher_kl", "student's tokens"),)),
+    Chart(
+        "Teacher's k3 estimate of the reverse KL",
+        "nats/token",
+        (("teacher_kl", "student's tokens"), ("eval_on_policy_teacher_kl", "held out, own answers")),
+    ),
     Chart(
         "Size of the advantage",
         "mean of |A|",
         (("advantage/task", "of the rewards"), ("advantage/teacher", "of the teacher")),
     ),
-    Chart("Forward KL, teacher ‖ student", "nats/token", (("forward_kl", "train"), ("eval_forward_kl", "held out"))),
-    Chart("Reverse KL, student ‖ teacher", "nats/token", (("reverse_kl", "train"), ("eval_reverse_kl", "held out"))),
+    _both("Forward KL, teacher ‖ student", "forward_kl"),
+    _both("Reverse KL, student ‖ teacher", "reverse_kl"),
+    _both("Forward KL over the top-k buckets", "topk_forward_kl"),
+    _both("Reverse KL over the top-k buckets", "topk_reverse_kl"),
+    _both("Top-1 agreement", "top1_agreement", "share of tokens", show="percent"),
+    _both("Cross-entropy", "ce"),
     Chart(
-        "Top-1 agreement",
-        "share of tokens",
-        (("top1_agreement", "train"), ("eval_top1_agreement", "held out")),
-        show="percent",
+        "Entropy",
+        "nats/token",
+        (
+            ("student_entropy", "student"),
+            ("teacher_entropy", "teacher"),
+            ("eval_student_entropy", "student, held out"),
+            ("eval_teacher_entropy", "teacher, held out"),
+        ),
     ),
-    Chart("Cross-entropy", "nats/token", (("ce", "train"), ("eval_ce", "held out"))),
-    Chart("Entropy", "nats/token", (("student_entropy", "student"), ("teacher_entropy", "teacher"))),
+    Chart("What the privileged prompt changes", "nats/token", (("privileged_kl", "KL(teacher with ‖ without)"),)),
     Chart(
         "Lengths",
         "tokens",
@@ -62,9 +82,39 @@ CURVES = (
             ("prompt_length/mean", "prompt, mean"),
         ),
     ),
-    Chart("Completions cut off", "share", (("truncated_share", "cut off"),), show="percent"),
+    Chart("Completions cut off", "share of the samples", (("truncated_share", "cut off"),), show="percent"),
     Chart("Gradient norm", "before clipping", (("grad_norm", "norm"),)),
     Chart("Learning rate", "", (("learning_rate", "rate"),)),
+)
+# in the fold, in this order; what no chart names comes after them
+MORE = (
+    _both("Divergence, as the loss has it", "divergence"),
+    Chart(
+        "Entropy on its own answers",
+        "nats/token",
+        (("eval_on_policy_student_entropy", "student"), ("eval_on_policy_teacher_entropy", "teacher")),
+    ),
+    Chart("Log-probability of the sampled token", "nats/token", (("logp", "student"),)),
+    Chart("Teacher's log-ratio of the sampled token", "nats/token", (("teacher_logratio", "teacher - student"),)),
+    Chart("k3 on the held-out responses", "no estimate: not the student's tokens", (("eval_teacher_kl", "held out"),)),
+    Chart("Spread of the rewards", "standard deviation in a group", (("reward_std", "of the weighted sum"),)),
+    Chart(
+        "Groups without a spread", "share", (("reward/groups_without_spread", "nothing to compare"),), show="percent"
+    ),
+    Chart(
+        "What the samples look like",
+        "share",
+        (
+            ("repeated_share", "four-token pieces said before"),
+            ("text/hedging", "words of doubt"),
+            ("text/quotes", "quote what the teacher reads"),
+        ),
+        show="percent",
+    ),
+    Chart("Drift of the length", "times that of the first lines", (("completion_length/drift", "completion, mean"),)),
+    Chart("Tokens that are trained", "share of all tokens", (("active_share", "trained"),), show="percent"),
+    Chart("Tokens for a computed position", "above 1: prompts shared", (("useful_positions", "tokens/position"),)),
+    Chart("Rows that the teacher refused", "so far", (("refused_rows", "rows"),)),
 )
 TIMES = (
     Chart(
@@ -77,7 +127,7 @@ TIMES = (
     Chart("Speed", "tokens/s", (("tokens_per_second", "tokens/s"),)),
     Chart("Peak memory", "GiB", (("peak_memory_gib", "GiB"),)),
 )
-_NOT_DRAWN = {"step", "kind", "epoch", "time", "tokens"}
+_NOT_DRAWN = {*PARTS, "step", "kind", "epoch", "time", "tokens"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +145,47 @@ class Drawing:
 
 
 def drawings(run: Run) -> dict[str, list[Drawing]]:
-    """The page's charts by section; one without a single finite value is left out."""
+    """The page's charts by section; one without a single finite value is left out, and so is in the fold (`more`) one
+    whose values never change: see `unchanged`."""
     rows = _rows_by_step(run)
-    sections = {"curves": CURVES, "times": TIMES, "more": _others(rows)}
+    more = [chart for chart in (*MORE, *_others(rows)) if not _constant(chart, rows)]
+    sections = {"curves": _curves(rows), "times": TIMES, "more": more}
     return {
         name: [drawing for chart in charts if (drawing := _draw(chart, rows)) is not None]
         for name, charts in sections.items()
     }
+
+
+def unchanged(run: Run) -> list[tuple[str, float]]:
+    """Metrics that no chart of the page shows, since all their values are the same: (key, value)."""
+    rows = _rows_by_step(run)
+    constant = [chart for chart in (*MORE, *_others(rows)) if _constant(chart, rows)]
+    found = ((metric, _values(metric, rows)) for chart in constant for metric, _ in chart.lines)
+    return sorted((metric, values[0]) for metric, values in found if values)
+
+
+def _constant(chart: Chart, rows: dict[int, dict[str, Any]]) -> bool:
+    """Whether each of the lines stays where it began; a single point does too."""
+    return all(len(set(_values(metric, rows))) <= 1 for metric, _ in chart.lines)
+
+
+def _values(metric: str, rows: dict[int, dict[str, Any]]) -> list[float]:
+    return [value for row in rows.values() if (value := _finite(row.get(metric))) is not None]
+
+
+def _curves(rows: dict[int, dict[str, Any]]) -> list[Chart]:
+    """The curves of these rows. Of the loss no part that is all of it: one line would hide the other. The reward has
+    each function's mean beside their sum, where there are several."""
+    keys = sorted({key for row in rows.values() for key in row if re.fullmatch("rewards/.+/mean", key)})
+    rewards = tuple((key, key.split("/")[1]) for key in keys) if len(keys) > 1 else ()
+    whole = [row.get("loss") for row in rows.values()]
+    twice = {part for part in PARTS if [row.get(part) for row in rows.values()] == whole}
+
+    def own(chart: Chart) -> Chart:
+        lines = tuple(line for line in chart.lines if line[0] not in twice)
+        return replace(chart, lines=lines + rewards if chart.title == "Reward" else lines)
+
+    return [own(chart) for chart in CURVES]
 
 
 def overlay(charts: Sequence[Chart], runs: Sequence[Run], names: Sequence[str]) -> list[Drawing]:
@@ -134,25 +218,33 @@ def _rows_by_step(run: Run) -> dict[int, dict[str, Any]]:
 
 
 def _others(rows: dict[int, dict[str, Any]]) -> tuple[Chart, ...]:
-    """A chart for each family (`reward/...`) of numbers that no other chart shows."""
-    drawn = {metric for chart in (*CURVES, *TIMES) for metric, _ in chart.lines}
+    """A chart for each family of numbers that no other chart shows: `a/b` is of family a, `rewards/name/x` of
+    `rewards/name`."""
+    drawn = {metric for chart in (*_curves(rows), *TIMES, *MORE) for metric, _ in chart.lines}
     families: dict[str, list[str]] = {}
     for row in rows.values():
         for key, value in row.items():
             name = key.removeprefix("eval_")
-            if (
-                key not in drawn
-                and name not in _NOT_DRAWN
-                and not key.startswith("seconds/")
-                and _finite(value) is not None
-            ):
-                family = families.setdefault(name.split("/")[0], [])
-                if key not in family:
-                    family.append(key)
+            if key in drawn or name in _NOT_DRAWN or key.startswith("seconds/") or _finite(value) is None:
+                continue
+            family = families.setdefault("/".join(name.split("/")[: 2 if name.startswith("rewards/") else 1]), [])
+            if key not in family:
+                family.append(key)
     return tuple(
-        Chart(family.replace("_", " "), "", tuple((key, key.removeprefix(f"{family}/")) for key in keys))
+        Chart(_spoken(family), "", tuple((key, _label(key, family)) for key in keys))
         for family, keys in sorted(families.items())
     )
+
+
+def _spoken(name: str) -> str:
+    text = name.replace("rewards/", "reward: ").replace("_", " ")
+    return text[:1].upper() + text[1:]
+
+
+def _label(key: str, family: str) -> str:
+    where = "held out" if key.startswith("eval_") else "train"
+    own = key.removeprefix("eval_").removeprefix(family).lstrip("/")
+    return f"{own}, {where}" if own and where != "train" else own or where
 
 
 def _draw(chart: Chart, rows: dict[int, dict[str, Any]]) -> Drawing | None:

@@ -10,8 +10,8 @@ from typing import Any
 from limbeck.report.charts import CURVES, TIMES, overlay
 from limbeck.report.folder import Run, read_run
 from limbeck.report.format import MISSING, duration, number
-from limbeck.report.html import fill, put
-from limbeck.report.results import KNOWN, evaluation_of, measures
+from limbeck.report.html import fill, put, setting
+from limbeck.report.results import KNOWN, OWN, evaluation_of, measures
 
 COLOURS = 5  # of the page; a sixth run has the first one's again
 CELLS = ("name", "sampling", "divergence", "granularity", "path", "source")
@@ -57,13 +57,16 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
-    """Every measure that a run has; the best after is marked where a direction is better and runs differ."""
-    tables = [{m.name: m for m in measures(evaluation_of(run))} for run in runs]
-    better = {name: way for name, _, way in KNOWN.values()}
+    """Every measure that a run has; the best after is marked where a direction is better and runs differ. The loss of
+    another method is another quantity, and then none of them is the best."""
+    tables = [{m.title: m for m in measures(evaluation_of(run))} for run in runs]
+    better = {name: way for name, _, way in (*KNOWN.values(), *OWN.values())}
+    losses = {tuple(str(_method(run).get(key)) for key in ("name", "divergence", "granularity")) for run in runs}
+    better |= {"Loss": 0} if len(losses) > 1 else {}
     found: list[Row] = []
     for name in dict.fromkeys(name for table in tables for name in table):
         own = [table.get(name) for table in tables]
-        way = better.get(name, 0)
+        way = better.get(next(m.name for m in own if m is not None), 0)
         values = [m.value * way for m in own if m is not None and m.value is not None]
         best = max(values) if way and len(set(values)) > 1 else None
         found.append(
@@ -85,14 +88,18 @@ def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """The flags on which the runs differ, with each one's value."""
     flat = [run.flat_config for run in runs]
     keys = dict.fromkeys(key for config in flat for key in config)
-    shown = [(key, [MISSING if config.get(key) is None else str(config[key]) for config in flat]) for key in keys]
+    shown = [(key, [MISSING if config.get(key) is None else setting(config[key]) for config in flat]) for key in keys]
     return [(key, values) for key, values in shown if len(set(values)) > 1]
 
 
+def _method(run: Run) -> dict[str, Any]:
+    method = run.summary.get("method")
+    return method if isinstance(method, dict) else {}
+
+
 def _head(run: Run, name: str, i: int) -> dict[str, Any]:
-    summary, last = run.summary, run.train[-1] if run.train else {}
-    method = summary.get("method")
-    method = method if isinstance(method, dict) else {}
+    last = run.train[-1] if run.train else {}
+    method = _method(run)
     return {
         "name": name,
         "colour": i % COLOURS,

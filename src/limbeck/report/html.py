@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from limbeck.report.charts import drawings
+from limbeck.report.charts import drawings, unchanged
 from limbeck.report.folder import Run, read_run
 from limbeck.report.format import MISSING, duration, number
 from limbeck.report.results import evaluation_of, held_out, measures
@@ -33,6 +33,13 @@ CHOICES = (
 )
 ANSWERS = (("teacher", "Teacher"), ("before", "Student before"), ("after", "Student after"))
 COLOUR_QUANTILE = 0.98  # of the shown divergences: the strongest colour; a few outliers must not pale the rest
+STOPPED = {
+    "end": ("", ""),
+    "max_time": ("paused", "paused: --max_time was over"),
+    "callback": ("paused", "stopped by a callback"),
+    "collapse": ("bad", "stopped: the student collapses"),
+}
+YAML_WORDS: dict[Any, str] = {"True": "true", "False": "false", "None": "null"}
 ENV_FIRST = ("limbeck", "python", "torch", "transformers", "accelerate", "device", "cuda", "platform")
 
 
@@ -75,17 +82,29 @@ def render(run: Run) -> str:
         method=str(_method(summary).get("name") or ""),
         choices_strip=_strip(summary),
         facts=_facts(run),
-        measures=measures(evaluation),
-        held_out=held_out(evaluation),
+        status=_status(run),
+        collapse=_mapping(summary.get("collapse")),
+        measures=[
+            (heading, held_out(evaluation, on_policy=on_policy), rows)
+            for heading, on_policy in (("", False), ("On its own fresh answers to these rows", True))
+            if (rows := [row for row in measures(evaluation) if row.on_policy is on_policy])
+        ],
         charts={section: [drawing.title for drawing in found] for section, found in charts.items()},
+        unchanged=[(key, number(value)) for key, value in unchanged(run)],
         maps=[spread.title for spread in spreads],
         disagreement=disagreement(run),
         answers=_answers(summary),
         completions=completions,
         coloured=data["coloured"],
+        pointed=any(row["student_logp"] or row["divergence"] for row in completions),
+        sayers=_sayers(completions),
         completions_logged=run.completions_logged,
         warnings=[str(text) for text in _list(summary.get("warnings"))],
-        choices=[choice for choice in _list(summary.get("choices")) if isinstance(choice, dict)],
+        choices=[
+            {**choice, "value": YAML_WORDS.get(choice.get("value"), choice.get("value"))}
+            for choice in _list(summary.get("choices"))
+            if isinstance(choice, dict)
+        ],
         config=_tables(run.config),
         env=_table(run.env, first=ENV_FIRST),
         notes=run.notes,
@@ -119,9 +138,20 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 def _method(summary: dict[str, Any]) -> dict[str, Any]:
-    method = summary.get("method")
-    return method if isinstance(method, dict) else {}
+    return _mapping(summary.get("method"))
+
+
+def _status(run: Run) -> tuple[str, str]:
+    """(class of the chip, what it says) of a run that did not simply end; empty where it did, or nothing is known."""
+    stopped = run.summary.get("stopped_by")
+    if stopped is None:
+        return ("going", "not finished") if run.train else ("", "")
+    return STOPPED.get(stopped, ("paused", f"stopped by {stopped}"))
 
 
 def _strip(summary: dict[str, Any]) -> list[dict[str, str]]:
@@ -143,6 +173,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     summary, last = run.summary, run.train[-1] if run.train else {}
     facts = [
         ("optimizer steps", number(run.last_step) if run.last_step is not None else ""),
+        ("resumed at step", ", ".join(number(step) for step in _list(summary.get("resumed_at")))),
         ("tokens trained on", number(last.get("tokens")) if last.get("tokens") is not None else ""),
         ("wall time", duration(run.seconds) if run.seconds is not None else ""),
         ("CPU time", duration(summary["cpu_seconds"]) if "cpu_seconds" in summary else ""),
@@ -210,6 +241,12 @@ def _completion(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _sayers(completions: list[dict[str, Any]]) -> str:
+    """Whose favourites the tokens of the completions have."""
+    sides = [side for side in ("teacher", "student") if any(row[f"{side}_top"] for row in completions)]
+    return "both" if len(sides) == 2 else f"the {sides[0]}" if sides else ""
+
+
 def _short(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
@@ -231,9 +268,9 @@ def _tables(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
 
 def _table(values: dict[str, Any], first: tuple[str, ...] = ()) -> list[tuple[str, str]]:
     keys = [key for key in first if key in values] + [key for key in values if key not in first]
-    return [(str(key), _setting(values[key])) for key in keys]
+    return [(str(key), setting(values[key])) for key in keys]
 
 
-def _setting(value: Any) -> str:
+def setting(value: Any) -> str:
     """As it would stand in the YAML: true, false, null, lists and mappings as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -15,7 +15,8 @@ Verdict = Literal["better", "worse", ""]
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One row of the table, ready to print. `share` is after/before, where that means something."""
+    """One row of the table, ready to print. `share` is after/before, where that means something; `on_policy`: of fresh
+    samples instead of the held-out responses."""
 
     name: str
     unit: str
@@ -25,6 +26,12 @@ class Measure:
     verdict: Verdict
     share: float | None
     value: float | None = None  # after
+    on_policy: bool = False
+
+    @property
+    def title(self) -> str:
+        """The name, where rows of both kinds stand in one table without a heading of their own."""
+        return f"{self.name}, on its own answers" if self.on_policy else self.name
 
 
 # key: (name, unit, which way is better: -1 down, 1 up)
@@ -41,9 +48,16 @@ KNOWN: dict[str, tuple[str, str, int]] = {
     "student_entropy": ("Student's entropy", "nats/token", 0),
     "teacher_entropy": ("Teacher's entropy", "nats/token", 0),
 }
+ON_POLICY = "on_policy_"
+# Of fresh samples the student's cross-entropy is about its own entropy, which is neither good nor bad; and k3 estimates
+# the reverse KL on the student's own tokens only.
+OWN = KNOWN | {
+    "ce": ("Cross-entropy", "nats/token", 0),
+    "teacher_kl": ("Teacher's k3 estimate of the reverse KL", "nats/token", -1),
+}
 SHARES = ("top1_agreement", "accuracy", "truncated_share")
 COUNTS = ("tokens", "rows", "examples", "samples", "sequences")
-HIDDEN = ("refused", "divergence")  # a count of its own, and what the loss says already
+HIDDEN = ("refused", "divergence", "teacher_kl")  # a count, what the loss says already, and what estimates nothing here
 
 
 def evaluation_of(run: Run) -> Any:
@@ -54,27 +68,40 @@ def evaluation_of(run: Run) -> Any:
     first, last = run.evals[0], run.evals[-1]
     sides = {"before": first if first["step"] == 0 else {}, "after": last if last["step"] > 0 else {}}
     return {
-        side: {key: value for key, value in row.items() if key.removeprefix("eval_") in (*KNOWN, *COUNTS)}
+        side: {key: value for key, value in row.items() if _plain(key) in (*OWN, *COUNTS)}
         for side, row in sides.items()
     }
 
 
 def measures(evaluation: Any) -> list[Measure]:
-    """Rows for {"before": {...}, "after": {...}}; known measures first, keys with and without the prefix `eval_`."""
+    """Rows for {"before": {...}, "after": {...}}; known measures first, keys with and without the prefix `eval_`; those
+    of fresh samples (`on_policy_`) after the others."""
     if not isinstance(evaluation, dict):
         return []
     before, after = _numbers(evaluation.get("before")), _numbers(evaluation.get("after"))
-    keys = list(dict.fromkeys([*KNOWN, *before, *after]))
-    return [_measure(key, before.get(key), after.get(key)) for key in keys if key in before or key in after]
+    known = [*KNOWN, *(f"{ON_POLICY}{key}" for key in OWN)]
+    keys = [key for key in dict.fromkeys([*known, *before, *after]) if key in before or key in after]
+    keys.sort(key=lambda key: key.startswith(ON_POLICY))
+    return [_measure(key, before.get(key), after.get(key)) for key in keys]
 
 
-def held_out(evaluation: Any) -> str:
-    """What the measures were taken on: "1,234 tokens, 64 rows", or nothing."""
+def held_out(evaluation: Any, *, on_policy: bool = False) -> str:
+    """What the measures were taken on: "1,234 tokens, 64 rows", or nothing. on_policy: the fresh samples'."""
     if not isinstance(evaluation, dict):
         return ""
     found = {**(evaluation.get("before") or {}), **(evaluation.get("after") or {})}
     found = {key.removeprefix("eval_"): value for key, value in found.items()}
-    return ", ".join(f"{number(found[key])} {key}" for key in COUNTS if isinstance(found.get(key), int))
+    counts = {key: found.get(f"{ON_POLICY}{key}" if on_policy else key) for key in COUNTS}
+    return ", ".join(f"{number(value)} {key}" for key, value in counts.items() if isinstance(value, int))
+
+
+def _shown(key: str) -> bool:
+    plain = key.removeprefix(ON_POLICY)
+    return plain not in (*COUNTS, *HIDDEN) or (key != plain and plain in OWN)
+
+
+def _plain(key: str) -> str:
+    return key.removeprefix("eval_").removeprefix(ON_POLICY)
 
 
 def _numbers(side: Any) -> dict[str, float]:
@@ -82,21 +109,22 @@ def _numbers(side: Any) -> dict[str, float]:
     return {
         key: value
         for key, value in found.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and key not in (*COUNTS, *HIDDEN)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and _shown(key)
     }
 
 
 def _measure(key: str, before: float | None, after: float | None) -> Measure:
-    name, unit, better = KNOWN.get(key, (key.replace("_", " "), "", 0))
-    show: Callable[[Any], str] = percent if key in SHARES else number
+    plain, on_policy = key.removeprefix(ON_POLICY), key.startswith(ON_POLICY)
+    name, unit, better = (OWN if on_policy else KNOWN).get(plain, (plain.replace("_", " "), "", 0))
+    show: Callable[[Any], str] = percent if plain in SHARES else number
     change, verdict, share = MISSING, "", None
     if before is not None and after is not None and math.isfinite(before) and math.isfinite(after):
-        change = _change(key, before, after)
+        change = _change(plain, before, after)
         if better and after != before:
             verdict = "better" if (after > before) == (better > 0) else "worse"
         if better and before > 0 and after >= 0:
             share = after / before
-    return Measure(name, unit, show(before), show(after), change, verdict, share, after)
+    return Measure(name, unit, show(before), show(after), change, verdict, share, after, on_policy)
 
 
 def _change(key: str, before: float, after: float) -> str:

@@ -68,6 +68,8 @@ def _map(lines: list[dict[str, Any]], title: str, unit: str, key: str) -> Map | 
     counts = [[sum(own.get(edge, 0) for _, own in group) for edge in every] for group in merged]
     if not any(column[-1] for column in counts):  # the writer names the edge above the last bin
         counts = [column[:-1] for column in counts]
+    if len(counts[0]) < 2:  # all in one bin: a block of colour says nothing
+        return None
     quantiles = [[_quantile(column, share) for column in counts] for share in QUANTILES]
     return Map(title, unit, every, [group[-1][0] for group in merged], counts, quantiles)
 

@@ -18,6 +18,7 @@ from limbeck.serve.logprobs import Position, chat_form, completion_form, prompt_
 from limbeck.serve.protocol import ApiError, ChatRequest, CompletionRequest, Message, error_body
 from limbeck.serve.served import Served
 
+COMPLETION_TOKENS = 16  # of /v1/completions where neither the request nor a flag says, as in OpenAI's API
 MAX_ROWS = 1024  # prompts x n
 MAX_ENTRIES = 2_000_000  # log-probabilities in one JSON answer
 DONE = "data: [DONE]\n\n"
@@ -131,7 +132,8 @@ async def read_prompts(work: Work, k: int) -> None:
 def completion_work(served: Served, request: CompletionRequest) -> Work:
     """Raises ApiError for a prompt or a number that cannot be."""
     request.check()
-    max_tokens = 16 if request.max_tokens is None else request.max_tokens
+    default = served.limits.default_max_tokens or COMPLETION_TOKENS
+    max_tokens = default if request.max_tokens is None else request.max_tokens
     for name in ("logprobs", "prompt_logprobs"):
         _check_logprobs(served, getattr(request, name), name)
     if request.stream and (request.prompt_logprobs is not None or (request.echo and request.logprobs is not None)):
@@ -154,7 +156,8 @@ def chat_work(served: Served, request: ChatRequest) -> Work:
     prompt = render(served, request.messages, add_generation_prompt=request.add_generation_prompt is not False)
     room = served.max_model_len - len(prompt)
     asked = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
-    max_tokens = max(room, 1) if asked is None else asked
+    default = min(room, served.limits.default_max_tokens or room)
+    max_tokens = max(default, 1) if asked is None else asked
     n = request.n or 1
     _check_lengths(served, [prompt], max_tokens, n)
     logprobs = (request.top_logprobs or 0) if request.logprobs else None

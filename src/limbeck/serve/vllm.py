@@ -99,6 +99,8 @@ def command(config: DeployConfig, python: str, port: int) -> list[str]:
         "tensor-parallel-size": serve.vllm_tensor_parallel_size,
         "gpu-memory-utilization": serve.vllm_gpu_memory_utilization,
     }
+    if serve.default_max_tokens is not None:
+        options["override-generation-config"] = json.dumps({"max_new_tokens": serve.default_max_tokens})
     words = [python, "-m", "vllm.entrypoints.openai.api_server"]
     for flag, value in options.items():
         words += [] if value is None else [f"--{flag}", str(value)]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from limbeck.cli.infer import beside
 from limbeck.cli.main import main
 from limbeck.config.flags import parse
 
@@ -61,10 +62,42 @@ def test_a_data_set_is_answered_as_generate_does(tiny: Path, tmp_path: Path) -> 
     assert len(rows[0]) == 6
 
 
+def test_two_models_answer_a_data_set_side_by_side(tiny: Path, tmp_path: Path, capsys) -> None:
+    both = tmp_path / "both.jsonl"
+    two = ("--model", tiny / "student", "--other_model", tiny / "teacher")
+    argv = [*map(str, two), *DRAW, "--val_dataset", str(tiny / "held_out.jsonl"), "--result_path", str(both)]
+    for _ in range(2):  # the second time nothing is asked again
+        assert main(["infer", *argv]) == 0
+    said = capsys.readouterr().out
+    rows = [json.loads(line) for line in both.read_text().splitlines()]
+    assert len(rows) == 6
+    assert "holds 6 answers; 0 are left" in said
+    same = 0
+    for row in rows:
+        *asked, answered = row["messages"]
+        one, other = (greedy(tiny / name, asked) for name in ("student", "teacher"))
+        assert (answered["content"].strip(), row["other_response"].strip()) == (one.strip(), other.strip())
+        same += answered["content"] == row["other_response"]
+    assert f"6 rows with both answers, {same} of them the same; written: {both}" in said
+
+
+def test_rows_that_only_one_model_answered_are_counted(tmp_path: Path, capsys) -> None:
+    files = [tmp_path / f"{name}.jsonl" for name in ("one", "other", "both")]
+    for file, origins in zip(files, (["r:1", "r:2"], ["r:2", "r:3"]), strict=False):
+        rows = [
+            {"prompt": "a", "completion": file.stem, "origin": origin, "copy": 0, "truncated": False}
+            for origin in origins
+        ]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    beside(*files)
+    assert [json.loads(line)["origin"] for line in files[2].read_text().splitlines()] == ["r:2"]
+    assert "warning: 2 answers have no other beside them" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ([], "there is no model"),
+        ([], "limbeck infer needs --model"),
         (["--model", "{tiny}/student", "--result_path", "a.jsonl"], "no rows to answer"),
         (["--model", "{tiny}/student", "--val_dataset", "{tiny}/rows.jsonl"], "no place for the answers"),
         (["--model", "{tiny}/student", "--infer_backend", "vllm"], "no choice 'vllm'"),

@@ -151,12 +151,78 @@ GKD: dict[str, tuple[str, str, str]] = {
         "deploy",
         "--model T --infer_backend vllm --vllm_tensor_parallel_size 2 --port 8000 --max_length 10240 "
         "--vllm_max_model_len 10240",
-        "max_length",
+        "",
     ),
     "opd_rl/teacher_server": (
         "rlhf",
         f"{_OPD_FULL} --teacher_model_server http://localhost:8000 --max_length 2048",
         f"{_INSIDE_SIZED} deepspeed",
+    ),
+}
+
+_MCORE = "--finetune --no_save_optim --no_save_rng --attention_backend flash --recompute_granularity selective"
+_MCORE = f"{_MCORE} --torch_dtype bfloat16 --logging_steps 1 --use_vllm true --tensor_model_parallel_size"
+_COLOCATED = "--vllm_mode colocate --sleep_level 1 --vllm_gpu_memory_utilization"
+_MCORE_OFF = "global_batch_size use_vllm vllm_mode"
+_IN_MCORE = f"{_MCORE_OFF} sleep_level vllm_gpu_memory_utilization vllm_max_model_len"
+
+MEGATRON: dict[str, tuple[str, str, str]] = {
+    "megatron/gkd/dense": (
+        "rlhf",
+        f"{_GKD} --teacher_model T --tuner_type lora {_TWO} {_MCORE} 2 --expert_model_parallel_size 1 "
+        "--pipeline_model_parallel_size 2 --context_parallel_size 2 --lmbda 1 --beta 1 --micro_batch_size 2 "
+        "--global_batch_size 16 --num_train_epochs 1 --lr 5e-6 --max_length 8192 --max_completion_length 8192 "
+        f"{_COLOCATED} 0.5 --vllm_tensor_parallel_size 1 --vllm_max_model_len 16384 --offload_teacher_model true "
+        "--temperature 1.0 --padding_free true --sequence_parallel true",
+        f"{_IN_MCORE} tensor_model_parallel_size pipeline_model_parallel_size context_parallel_size "
+        "vllm_tensor_parallel_size",
+    ),
+    "megatron/gkd/multi_turn": (
+        "rlhf",
+        f"{_GKD} --teacher_model T --tuner_type lora --dataset d#2000 {_MCORE} 2 --lmbda 1 --beta 0.5 "
+        "--temperature 1.0 --micro_batch_size 2 --global_batch_size 16 --num_train_epochs 1 --lr 5e-6 "
+        f"--max_length 2048 --max_completion_length 1024 {_COLOCATED} 0.3 --vllm_tensor_parallel_size 1 "
+        "--vllm_max_model_len 4096 --offload_teacher_model true --enable_thinking false --loss_scale last_round "
+        "--multi_turn_scheduler math_tip_trick --max_turns 2 --truncation_strategy delete --padding_free true "
+        "--sequence_parallel true --output_dir output --save_steps 200 --save_total_limit 2 "
+        "--vllm_server_pass_dataset true --remove_unused_columns false",
+        f"{_IN_MCORE} tensor_model_parallel_size vllm_tensor_parallel_size enable_thinking multi_turn_scheduler "
+        "max_turns vllm_server_pass_dataset",
+    ),
+    "megatron/gkd/opsd": (
+        "rlhf",
+        f"{_GKD} --external_plugins plugin.py --dataset d {_MCORE} 1 {_COLOCATED} 0.6 --vllm_max_model_len 10240 "
+        "--lmbda 1.0 --beta 0.5 --temperature 1.2 --sft_alpha 0 --micro_batch_size 1 --global_batch_size 32 "
+        "--train_iters 1000 --lr 2e-5 --save_steps 100 --save_total_limit 10 --max_length 8192 "
+        "--max_completion_length 2048 --pipeline_model_parallel_size 1",
+        _IN_MCORE,
+    ),
+    "megatron/gkd/teacher_server": (
+        "rlhf",
+        f"{_GKD} --teacher_model_server http://localhost:8000 --gkd_logits_topk 64 --dataset d {_MCORE} 1 "
+        "--pipeline_model_parallel_size 1 --context_parallel_size 1 --expert_model_parallel_size 1 --lmbda 1 "
+        "--beta 0.5 --micro_batch_size 2 --global_batch_size 32 --train_iters 500 --lr 5e-5 --lr_warmup_fraction 0.1 "
+        "--save_steps 100 --save_total_limit 10 --max_length 2048 --max_completion_length 2048 --vllm_mode server "
+        "--vllm_server_host 127.0.0.1 --vllm_server_port 8000 --vllm_server_timeout 600 --temperature 1.0 "
+        "--padding_free true",
+        f"{_MCORE_OFF} vllm_server_host vllm_server_port vllm_server_timeout",
+    ),
+    "megatron/gkd/teacher_server, the teacher": (
+        "deploy",
+        "--model T --infer_backend vllm --port 8000 --max_logprobs 64 --max_length 4096 --vllm_max_model_len 4096",
+        "",
+    ),
+    "megatron/opd_rl/dense": (
+        "rlhf",
+        f"--rlhf_type grpo --model S --teacher_model T --tuner_type full --dataset d#5000 {_MCORE} 2 "
+        "--pipeline_model_parallel_size 2 --context_parallel_size 2 --advantage_estimator grpo --beta 0.0 "
+        "--micro_batch_size 2 --global_batch_size 16 --num_generations 8 --steps_per_generation 4 "
+        f"--num_train_epochs 1 --lr 1e-6 --max_length 8192 --max_completion_length 4096 {_COLOCATED} 0.5 "
+        "--vllm_tensor_parallel_size 1 --vllm_max_model_len 16384 --offload_model true --offload_optimizer true "
+        "--offload_teacher_model true --temperature 1.0 --padding_free true --sequence_parallel true "
+        "--log_completions true --train_iters 200 --save_steps 1000",
+        f"{_IN_MCORE} tensor_model_parallel_size pipeline_model_parallel_size context_parallel_size "
+        "vllm_tensor_parallel_size offload_model offload_optimizer",
     ),
 }
 
@@ -276,6 +342,154 @@ SFT: dict[str, tuple[str, str, str]] = {
     ),
 }
 
+_TUNED = f"{_ONE} --per_device_train_batch_size 1 --gradient_accumulation_steps 16 {_every(100)} {_SELF}"
+_LORA_TUNED = f"--model S --train_type lora {_TUNED} --learning_rate 1e-4 --lora_rank 8 --lora_alpha 32"
+_FULL_TUNED = f"--model S --train_type full {_TUNED} --learning_rate 1e-5"
+_PACKED = (
+    f"--model S --dataset d --torch_dtype bfloat16 --learning_rate 1e-5 {_every(200)} --logging_steps 5 "
+    f"--warmup_ratio 0.05 --dataloader_num_workers 8 --dataset_num_proc 8 {_KEEP} --output_dir output/S "
+    "--deepspeed zero3 --use_liger_kernel true"
+)
+_MUON = f"{_DDP_LONG} --dataset a#500 b#500 c#500"
+
+TUNERS: dict[str, tuple[str, str, str]] = {
+    "tuners/dora": ("sft", f"{_LORA_TUNED} --use_dora true", f"{_NAMES} use_dora"),
+    "tuners/neftune": ("sft", f"{_LORA_TUNED} --neftune_noise_alpha 15", f"{_NAMES} neftune_noise_alpha"),
+    "tuners/pissa": ("sft", f"{_LORA_TUNED} --init_lora_weights pissa", f"{_NAMES} init_lora_weights"),
+    "tuners/qlora": (
+        "sft",
+        f"{_LORA_TUNED} --quant_bits 4 --quant_method bnb",
+        f"{_NAMES} quant_bits quant_method",
+    ),
+    "tuners/unsloth": ("sft", f"{_LORA_TUNED} --tuner_backend unsloth", f"{_NAMES} tuner_backend"),
+    "tuners/lisa": ("sft", f"{_FULL_TUNED} --lisa_activated_layers 2", f"{_NAMES} lisa_activated_layers"),
+    "tuners/galore": (
+        "sft",
+        f"{_FULL_TUNED} --use_galore true --galore_optim_per_parameter true",
+        f"{_NAMES} use_galore galore_optim_per_parameter",
+    ),
+    "tuners/adalora": ("sft", f"--model S --tuner_type adalora {_TUNED} --learning_rate 1e-4", f"{_NAMES} tuner_type"),
+    "tuners/llamapro": (
+        "sft",
+        f"--model S --tuner_type llamapro {_TUNED} --learning_rate 1e-4 --llamapro_num_new_blocks 4",
+        f"{_NAMES} tuner_type llamapro_num_new_blocks",
+    ),
+    "streaming/lazy_tokenize": ("sft", f"{_LORA_TUNED} --lazy_tokenize true", _NAMES),
+    "streaming/streaming": ("sft", f"{_LORA_TUNED} --streaming true --max_steps 1000", _NAMES),
+    "optimizer/muon": ("sft", f"{_MUON} --optimizer muon", f"{_NAMES} optimizer"),
+    "early_stop/lora_sft": (
+        "sft",
+        f"{_MUON} --split_dataset_ratio 0.1 --early_stop_interval 3 --metric_for_best_model loss",
+        f"{_NAMES} early_stop_interval",
+    ),
+    "cached_dataset/sft": (
+        "sft",
+        f"{_PACKED} --tuner_type full --cached_dataset c/train --cached_val_dataset c/val {_batch(1)} --packing true "
+        "--num_train_epochs 3 --gradient_accumulation_steps 4 --max_length 8192 --attn_impl flash_attn",
+        "cached_dataset cached_val_dataset deepspeed",
+    ),
+    "flash_attention_3/transformers": (
+        "sft",
+        f"{_PACKED} --tuner_type full --load_from_cache_file true --attn_impl flash_attention_3 --num_train_epochs 3 "
+        f"--split_dataset_ratio 0.01 {_batch(1)} --gradient_accumulation_steps 4 --packing true --max_length 16384",
+        "deepspeed",
+    ),
+    "padding_free/sft": (
+        "sft",
+        f"{_PACKED} --train_type full {_batch(8)} --gradient_accumulation_steps 1 --max_length 8192 "
+        "--attn_impl flash_attn --padding_free true",
+        "deepspeed",
+    ),
+    "sequence_parallel": (
+        "sft",
+        f"--model S --dataset d --train_type lora {_FLASH} --per_device_train_batch_size 4 --target_modules all-linear "
+        f"--gradient_accumulation_steps 8 {_KEEP} --save_steps 50 --max_length 65536 --warmup_ratio 0.05 "
+        "--sequence_parallel_size 8 --logging_steps 1 --use_logits_to_keep false --padding_free true",
+        "sequence_parallel_size",
+    ),
+    "eaft": (
+        "sft",
+        "--model S --train_type full --dataset d --torch_dtype bfloat16 --num_train_epochs 1 "
+        "--per_device_train_batch_size 2 --learning_rate 1e-5 --gradient_accumulation_steps 16 --save_steps 100 "
+        "--save_total_limit 2 --logging_steps 5 --max_length 16384 --output_dir output --system Hi --warmup_ratio 0.05 "
+        "--dataloader_num_workers 4 --enable_eaft_loss true --eaft_alpha 1.0 --deepspeed zero3 "
+        "--report_to tensorboard --logging_dir logs",
+        "enable_eaft_loss eaft_alpha deepspeed",
+    ),
+    "activation_cpu_offload": (
+        "sft",
+        f"--model S --train_type lora --dataset d#1000 {_FLASH} --per_device_train_batch_size 10 "
+        "--gradient_accumulation_steps 2 --gradient_checkpointing false --max_length 1200 --num_train_epochs 2 "
+        f"--eval_strategy no --save_steps 500 --logging_steps 1 {_WORKERS} {_KEEP} --output_dir output --packing true "
+        "--activation_cpu_offload true",
+        "activation_cpu_offload",
+    ),
+    "cce/sft": ("sft", f"--model S --dataset d#1024 --train_type lora {_batch(64)} --use_hf true --use_cce true", ""),
+    "plugins/channel_loss": (
+        "sft",
+        f"--model S --dataset d --train_type full --torch_dtype bfloat16 --num_train_epochs 1 {_batch(1)} "
+        f"--learning_rate 1e-5 --gradient_accumulation_steps 8 {_every(100)} --save_total_limit 2 --logging_steps 1 "
+        f"{_LONG} --loss_type channel_loss --channel_list chat math code",
+        "loss_type channel_list",
+    ),
+    "agent/qwen2_5": (
+        "sft",
+        f"--model S --train_type full --dataset d --split_dataset_ratio 0.01 --agent_template hermes {_FLASH} "
+        f"--num_train_epochs 2 {_batch(1)} --learning_rate 1e-5 --gradient_accumulation_steps 8 {_every(100)} {_KEEP} "
+        f"--logging_steps 5 --max_length 8192 --packing true --use_liger_kernel true --output_dir output "
+        f"--warmup_ratio 0.05 {_WORKERS}",
+        "agent_template",
+    ),
+    "agent/loss_scale": (
+        "sft",
+        f"--model S {_SFT_LORA} --dataset d#10000 --split_dataset_ratio 0.01 --loss_scale hermes "
+        f"--agent_template hermes --num_train_epochs 2 {_batch(1)} --target_modules all-linear "
+        f"--modules_to_save embed_tokens lm_head --gradient_accumulation_steps 16 {_every(100)} --save_total_limit 2 "
+        f"--logging_steps 5 --max_length 2048 --use_liger_kernel true --output_dir output "
+        f"--warmup_ratio 0.05 {_WORKERS}",
+        "loss_scale agent_template modules_to_save",
+    ),
+    "predict_with_generate": (
+        "sft",
+        f"--model S --dataset d:human#20000 --load_from_cache_file true --split_dataset_ratio 0.01 {_SFT_LORA} "
+        "--num_train_epochs 1 --per_device_train_batch_size 1 --per_device_eval_batch_size 2 "
+        f"--target_modules all-linear --freeze_vit true --gradient_accumulation_steps 16 {_every(100)} "
+        "--save_total_limit 2 --logging_steps 5 --max_length 2048 --output_dir output --warmup_ratio 0.05 "
+        "--dataloader_num_workers 4 --predict_with_generate true --metric_for_best_model rouge-l "
+        "--greater_is_better true",
+        "predict_with_generate",
+    ),
+    "grpo/internal/transformers": (
+        "rlhf",
+        "--rlhf_type grpo --model S --reward_funcs accuracy format --train_type lora --lora_rank 8 --lora_alpha 32 "
+        "--target_modules all-linear --torch_dtype bfloat16 --dataset d#1000 --load_from_cache_file true "
+        f"--max_completion_length 1024 --num_train_epochs 1 {_batch(4)} --learning_rate 1e-5 "
+        f"--gradient_accumulation_steps 1 {_every(100)} --save_total_limit 2 --logging_steps 5 --max_length 2048 "
+        f"--output_dir output --warmup_ratio 0.05 {_WORKERS} --num_generations 4 --temperature 0.9 --system Hi "
+        "--log_completions true",
+        "",
+    ),
+    "grpo/internal/rloo": (
+        "rlhf",
+        "--rlhf_type grpo --model S --external_plugins plugin.py --reward_funcs external_r1v_acc format "
+        f"{_IN_TRAINER} 1 --vllm_gpu_memory_utilization 0.4 --vllm_tensor_parallel_size 1 --vllm_max_model_len 16384 "
+        "--vllm_enable_lora true --train_type lora --torch_dtype bfloat16 --dataset d --overlong_filter false "
+        "--epsilon 3e-4 --epsilon_high 4e-4 --max_completion_length 1024 --num_train_epochs 1 "
+        f"--per_device_train_batch_size 2 --learning_rate 1e-6 --gradient_accumulation_steps 4 {_every(1000)} "
+        "--save_total_limit 10 --offload_model true --offload_optimizer true --logging_steps 1 "
+        "--dataloader_num_workers 4 --num_generations 16 --temperature 1.0 --system Hi --deepspeed zero2 "
+        "--log_completions true --report_to tensorboard swanlab --num_iterations 1 --async_generate false --beta 0.001 "
+        "--attn_impl flash_attention_2 --padding_free true --loss_type grpo",
+        f"{_INSIDE_SIZED} vllm_enable_lora offload_model offload_optimizer deepspeed",
+    ),
+    "export/merge_lora": ("export", "--adapters a --merge_lora true --output_dir merged", ""),
+    "export/push_to_hub": (
+        "export",
+        "--adapters a --push_to_hub true --hub_model_id me/m --hub_token X --use_hf false --output_dir merged",
+        "hub_token",
+    ),
+}
+
 _SGLANG = "--model S --infer_backend sglang --max_new_tokens 2048"
 _OPEN = "--host 0.0.0.0 --port 8000"
 
@@ -285,7 +499,7 @@ SERVE: dict[str, tuple[str, str, str]] = {
     "deploy/server/sglang": (
         "deploy",
         f"{_SGLANG} --sglang_context_length 8192 --sglang_tp_size 2 --served_model_name S",
-        "infer_backend max_new_tokens sglang_context_length sglang_tp_size",
+        "infer_backend sglang_context_length sglang_tp_size",
     ),
     "deploy/vllm_dp": (
         "deploy",
@@ -297,7 +511,7 @@ SERVE: dict[str, tuple[str, str, str]] = {
         "deploy",
         "--model S --infer_backend vllm --gpu_memory_utilization 0.9 --max_model_len 8192 --max_new_tokens 2048 "
         "--agent_template hermes --served_model_name S",
-        "max_new_tokens agent_template",
+        "agent_template",
     ),
     "deploy/reward_model/server": ("deploy", f"{_OPEN} --model S --infer_backend pt", ""),
     "deploy/embedding/server": (
@@ -309,8 +523,9 @@ SERVE: dict[str, tuple[str, str, str]] = {
         "deploy",
         f"{_OPEN} --model S --adapters a --served_model_name S --infer_backend pt --truncation_strategy right "
         "--max_length 512",
-        "truncation_strategy max_length",
+        "truncation_strategy",
     ),
+    "deploy/lora/server": ("deploy", f"{_OPEN} --adapters swift-lora=a --infer_backend vllm", ""),
     "deploy/reranker/server": (
         "deploy",
         f"{_OPEN} --model S --infer_backend vllm --task_type reranker --vllm_enforce_eager true",
@@ -430,4 +645,4 @@ ROLLOUT: dict[str, str] = {
     "--multi_turn_scheduler tree_rollout_scheduler --max_turns 6 --vllm_data_parallel_size 2",
 }
 
-SCRIPTS: dict[str, tuple[str, str, str]] = GKD | SFT | SERVE | INFER
+SCRIPTS: dict[str, tuple[str, str, str]] = GKD | MEGATRON | SFT | TUNERS | SERVE | INFER

@@ -207,3 +207,15 @@ def test_loss_scales_that_weigh_are_refused_with_the_reason(given):
     assert "each token once" in caught.value.what
     assert caught.value.where == f"--loss_scale {given}"
     assert "loss" in caught.value.fix
+
+
+def test_a_system_message_may_lie_in_a_text_file(tmp_path):
+    words = ["--model", "m", "--dataset", "d", "--system"]
+    file = tmp_path / "prompt.txt"
+    file.write_text("Think first.\nThen answer.\n")
+    assert parse("rlhf", [*words, str(file)]).data.system == "Think first.\nThen answer."
+    assert parse("rlhf", [*words, "You write .txt files."]).data.system == "You write .txt files."
+    with pytest.raises(ConfigError) as caught:
+        parse("rlhf", [*words, str(tmp_path / "none.txt")])
+    assert caught.value.what == "--system names a file that cannot be read"
+    assert caught.value.fix == "give the message itself, or the .txt file that holds it"

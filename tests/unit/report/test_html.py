@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,15 +16,15 @@ from markupsafe import escape
 from run_folder import CONFIG, SUMMARY, completion, write_lines, write_run
 
 from limbeck.report import write_comparison, write_report
-from limbeck.report.charts import MAX_POINTS, drawings, thin
+from limbeck.report.charts import MAX_POINTS, drawings, thin, unchanged
 from limbeck.report.folder import mask_secrets, read_run, spread
-from limbeck.report.results import evaluation_of, measures
+from limbeck.report.results import evaluation_of, held_out, measures
 
 NASTY = (
     """</script><script>document.title="owned"</script><img src=x onerror='document.title="owned"'>"""
     """ & "q" <!-- 'a' {{7*7}}"""
 )
-VOID = {"meta", "br", "img", "input", "link", "path"}
+VOID = {"meta", "br", "wbr", "img", "input", "link", "path"}
 
 
 class Outline(HTMLParser):
@@ -84,7 +85,7 @@ def test_whole_run(tmp_path):
     charts = outline.json()["charts"]
     assert [chart["title"] for chart in charts["times"]] == ["Seconds a step", "Speed", "Peak memory"]
     assert len(charts["curves"]) == 10
-    assert [chart["title"] for chart in charts["more"]] == ["support mass"]
+    assert [(chart["title"], chart["labels"]) for chart in charts["more"]] == [("Support mass", ["teacher", "student"])]
     assert not list(tmp_path.glob("**/*.partial"))
 
 
@@ -305,8 +306,9 @@ PROBE = """<script>addEventListener("load", () => {
       const found = {ready: document.documentElement.dataset.ready, errors: window.failures, charts, drawn: drawn(),
         title: document.title, legends, tip: document.getElementById("tip").textContent, colour: style(span),
         here: all("#tip .here").map((node) => node.textContent), page: style(document.body),
-        wider: document.documentElement.scrollWidth - innerWidth};
-      document.body.replaceChildren("PROBE" + JSON.stringify(found) + "END");
+        wider: document.documentElement.scrollWidth - document.documentElement.clientWidth, width: innerWidth,
+        small: all("summary, button, .tools label").filter((n) => n.offsetHeight && n.offsetHeight < 28).length};
+      parent.postMessage("PROBE" + JSON.stringify(found) + "END", "*");
     }, 300);
   });
 });</script>"""
@@ -315,14 +317,21 @@ WATCH = """<script>window.failures = []; onerror = (m) => failures.push(m);
   document.addEventListener("securitypolicyviolation", (e) => failures.push(e.violatedDirective));</script>"""
 
 
-def probe(page: Path, tmp_path: Path, *more: str) -> dict:
-    """What a browser makes of the page: its errors, its charts, what pointing at things shows."""
+FRAME = """<meta name="color-scheme" content="light dark"><iframe src="probed.html" width="{width}" height="900"
+style="border: 0"></iframe><script>onmessage = (e) => document.body.replaceChildren(e.data);</script>"""
+
+
+def probe(page: Path, tmp_path: Path, *more: str, width: int = 1000) -> dict:
+    """What a browser makes of the page: its errors, its charts, what pointing at things shows. The page lies in a
+    frame, since a window has at least 500 pixels."""
     text = page.read_text(encoding="utf-8")
     probed = tmp_path / "probed.html"
     probed.write_text(text.replace("<style>", WATCH + "<style>", 1).replace("</body>", PROBE + "</body>"))
+    frame = tmp_path / "frame.html"
+    frame.write_text(FRAME.format(width=width))
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     flags += " --disable-component-update --disable-sync --virtual-time-budget=20000 --dump-dom"
-    command = [str(CHROMIUM), *flags.split(), *more, f"--user-data-dir={tmp_path / 'profile'}", probed.as_uri()]
+    command = [str(CHROMIUM), *flags.split(), *more, f"--user-data-dir={tmp_path / 'profile'}", frame.as_uri()]
     found: dict = {}
     for _ in range(5):  # the virtual clock now and then runs out before the first frame, and then nothing is drawn
         dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
@@ -344,7 +353,9 @@ def test_in_a_browser(tmp_path, width, scheme):
     run = write_run(tmp_path / "demo")
     write_lines(run / "completions.jsonl", [completion_with_nasty_text(), completion_with_nasty_text()])
     dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
-    found = probe(write_report(run), tmp_path, f"--window-size={max(width, 500)},900", *dark)
+    found = probe(write_report(run), tmp_path, f"--window-size={width + 20},900", *dark, width=width)
+    assert found["width"] == width
+    assert found["small"] == 0
     assert found["ready"] == "yes"
     assert found["errors"] == []
     assert found["charts"] == found["drawn"] == 16  # curves, times, the fold's one, and the two maps
@@ -363,15 +374,105 @@ def test_in_a_browser(tmp_path, width, scheme):
     assert float(found["legends"][1][1].removeprefix("train")) == pytest.approx(at, rel=1e-3)
 
 
+def rewritten(run: Path, change: Callable[[dict], dict], **summary: object) -> Path:
+    """The run with other lines of metrics, and more in its summary."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    write_lines(run / "metrics.jsonl", [change(line) for line in lines])
+    (run / "summary.json").write_text(json.dumps(SUMMARY | summary))
+    return run
+
+
+def on_policy(line: dict) -> dict:
+    own = {f"eval_on_policy_{key.removeprefix('eval_')}": value for key, value in line.items() if key[:5] == "eval_"}
+    return line | own
+
+
+def policy(line: dict) -> dict:
+    """OPD-RL: rewards and advantages, no divergence."""
+    kept = {key: value for key, value in line.items() if "kl" not in key and "agreement" not in key}
+    more = {"reward": 0.1, "reward_std": 0.0, "advantage/task": 0.2, "advantage/teacher": line["step"] / 9}
+    names = ("a_reward_with_a_very_long_name_that_its_plugin_gave_it", "format")
+    more |= {f"rewards/{name}/{part}": 0.5 for name in names for part in ("mean", "std", "failed", "missing")}
+    return kept | (more if line["kind"] == "train" else {})
+
+
+def plain(line: dict) -> dict:
+    return {key: value for key, value in line.items() if key in ("step", "kind", "loss", "ce", "grad_norm", "eval_ce")}
+
+
+COLLAPSE = {"what": "the student collapses: truncated_share was 1, 1, 1", "fix": "raise --max_completion_length"}
+KINDS: dict[str, tuple[Callable[[dict], dict], dict[str, object], str]] = {
+    "on-policy": (on_policy, {"resumed_at": [120]}, "resumed at step"),
+    "policy": (policy, {"stopped_by": "max_time"}, "paused: --max_time was over"),
+    "sft": (plain, {"teacher": None, "stopped_by": "end"}, "Cross-entropy"),
+    "collapsed": (on_policy, {"stopped_by": "collapse", "collapse": COLLAPSE}, "The student collapses"),
+}
+
+
+@needs_browser
+@pytest.mark.parametrize("kind", [*KINDS, "comparison"])
+def test_every_kind_of_page_fits_a_phone(tmp_path, kind):
+    if kind == "comparison":
+        runs = [write_run(tmp_path / f"a-run-with-a-long-name-{i}", steps=20, every=5, seed=i) for i in range(3)]
+        page, said = write_comparison(runs, tmp_path / "c.html"), "3 runs compared"
+    else:
+        change, summary, said = KINDS[kind]
+        page = write_report(rewritten(write_run(tmp_path / "run", steps=20, every=5), change, **summary))
+    assert said in page.read_text()
+    found = probe(page, tmp_path, width=390)
+    assert found["errors"] == []
+    assert found["charts"] == found["drawn"] > 3
+    assert found["wider"] <= 0
+
+
+def test_own_answers_have_a_part_of_the_table_and_their_own_names():
+    sides = {"forward_kl": 2.0, "ce": 1.0, "tokens": 9, "refused": 0, "teacher_kl": 5.0}
+    own = {f"on_policy_{key}": value / 2 for key, value in sides.items()}
+    evaluation = {"before": {f"eval_{k}": v for k, v in (sides | own).items()}, "after": own}
+    rows = measures(evaluation)
+    assert [(row.title, row.before, row.after, row.on_policy) for row in rows] == [
+        ("Forward KL (teacher ‖ student)", "2", "-", False),
+        ("Cross-entropy on the data", "1", "-", False),
+        ("Forward KL (teacher ‖ student), on its own answers", "1", "1", True),
+        ("Cross-entropy, on its own answers", "0.5", "0.5", True),
+        ("Teacher's k3 estimate of the reverse KL, on its own answers", "2.5", "2.5", True),
+    ]
+    assert held_out(evaluation) == "9 tokens"
+
+
+def test_a_part_of_the_loss_that_is_all_of_it_is_drawn_once(tmp_path):
+    def whole(line: dict) -> dict:
+        return {**line, "loss/dataset": line["loss"], "loss/student": None} if line["kind"] == "train" else line
+
+    found = drawings(read_run(rewritten(write_run(tmp_path / "demo"), whole)))
+    assert found["curves"][0].labels == ["all", "held out"]
+    assert "Loss" not in [chart.title for chart in found["more"]]
+
+
+def test_what_never_changes_is_said_and_not_drawn(tmp_path):
+    run = rewritten(write_run(tmp_path / "demo"), policy)
+    found = drawings(read_run(run))
+    reward = next(chart for chart in found["curves"] if chart.title == "Reward")
+    assert reward.labels == ["weighted sum", "a_reward_with_a_very_long_name_that_its_plugin_gave_it", "format"]
+    same = dict(unchanged(read_run(run)))
+    assert same["rewards/format/std"] == 0.5
+    assert same["reward_std"] == 0.0
+    drawn = {label for charts in found.values() for chart in charts for label in chart.labels}
+    assert not drawn & {"std", "failed", "missing"}
+    assert "<code>reward_std</code> 0" in page_of(run)
+
+
 @needs_browser
 def test_advantages_and_comparisons_in_a_browser(tmp_path):
     run = write_run(tmp_path / "one")
     row = completion_with_nasty_text() | {"divergence": None, "advantage": [-2.0, 1.0], "logratio": [-2.0, 1.0]}
+    row["teacher_logp"] = [-10.0, -1.0]
     write_lines(run / "completions.jsonl", [row])
     found = probe(write_report(run), tmp_path)
     assert found["errors"] == []
     assert found["colour"].startswith("rgba(205, 45, 35")  # the first token is made less likely
     assert "advantage-2" in found["tip"]
+    assert "log p, teacher-10<0.1%" in found["tip"]
     page = write_comparison([run, write_run(tmp_path / "two", seed=5)], tmp_path / "c.html")
     found = probe(page, tmp_path)
     assert found["errors"] == []

@@ -23,7 +23,7 @@ def line(step: int, **more: object) -> dict:
     return {
         "step": step,
         "lengths": [[8, 4], [12, 0], [16, 2], [24, 0]],
-        "divergences": [[0.1, step], [1.0, 0]],
+        "divergences": [[0.1, step], [0.5, 1], [1.0, 0]],
         **more,
     }
 
@@ -46,9 +46,15 @@ def test_long_runs_are_added_up_and_nothing_is_lost(tmp_path: Path) -> None:
     divergence, length = maps(read_run(tmp_path))
     assert len(divergence.steps) <= MAX_COLUMNS
     assert divergence.steps[-1] == 1000
-    assert sum(map(sum, divergence.counts)) == sum(range(1, 1001))
+    assert sum(map(sum, divergence.counts)) == sum(range(1, 1001)) + 1000
     assert sum(map(sum, length.counts)) == 6000
     assert length.edges == [8, 12, 16, 24]
+
+
+def test_one_bin_is_no_map(tmp_path: Path) -> None:
+    rows = [{"step": s, "lengths": [[24, 4], [32, 0]]} for s in (1, 2)]
+    write_lines(tmp_path / "histograms.jsonl", rows)
+    assert maps(read_run(tmp_path)) == []
 
 
 def test_disagreement_is_over_the_latest_half(tmp_path: Path) -> None:

@@ -86,6 +86,19 @@ def test_the_four_forms_of_a_prompt(server: Running) -> None:
     }
 
 
+def test_the_length_where_a_request_does_not_say(serve) -> None:
+    free = {"prompt": "the cat", "ignore_eos": True}
+    chat = {"messages": [{"role": "user", "content": "the cat"}], "ignore_eos": True}
+    for limits, lengths in (({}, (16, None)), ({"default_max_tokens": 7}, (7, 7))):
+        with serve(max_model_len=60, **limits) as running:
+            completion = complete(running, **free)["usage"]
+            talked = running.post("/v1/chat/completions", chat).json()["usage"]
+            assert complete(running, **free, max_tokens=9)["usage"]["completion_tokens"] == 9
+        fits = 60 - talked["prompt_tokens"]
+        assert completion["completion_tokens"] == lengths[0]
+        assert talked["completion_tokens"] == (lengths[1] or fits)
+
+
 def test_greedy_is_transformers_own_within_the_valid_ids(server: Running) -> None:
     model = server.served.engine.model
     prompts = sequences(5, 9, seed=7)

@@ -57,6 +57,12 @@ def test_the_command_line() -> None:
     ]
 
 
+def test_swifts_lengths(tmp_path: Path) -> None:
+    words = command(deploy_config("--model", "m", "--max_length", "512", "--max_new_tokens", "99"), "python", 1)
+    assert words[words.index("--max-model-len") + 1] == "512"
+    assert json.loads(words[words.index("--override-generation-config") + 1]) == {"max_new_tokens": 99}
+
+
 def test_an_adapter_has_the_served_name(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 12}))
     words = command(deploy_config("--model", "m", "--adapters", str(tmp_path), "--served_model_name", "t"), "p", 1)

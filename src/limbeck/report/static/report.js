@@ -19,8 +19,9 @@
   const shows = {
     number,
     percent: (v) => (v == null ? "-" : (100 * v).toFixed(1) + "%"),
-    seconds: (v) => (v == null ? "-" : +v.toPrecision(3) + " s"),
+    seconds: (v) => (v == null ? "-" : (v < 0.001 ? 0 : +v.toPrecision(3)) + " s"),
   };
+  const chance = (p) => (p > 0 && p < 0.0005 ? "<0.1%" : shows.percent(p));
   const tick = { ...shows, percent: (v) => +(100 * v).toFixed(1) + "%", seconds: number };
 
   // ------------------------------------------------------------------ charts
@@ -39,7 +40,8 @@
     const total = columns[0].map(() => 0);
     return columns.map((column) => column.map((v, i) => (total[i] += v ?? 0)));
   };
-  const HEIGHT = 210;
+  const HEIGHT = 222, FONT = "12px system-ui, sans-serif";
+  const STEPS = { label: "optimizer step", labelFont: FONT, labelSize: 18, labelGap: 0, size: 24, gap: 4 }; // the x axis
   const sync = uPlot.sync("step");
   const settings = () => ({ smooth: +($("smooth")?.value ?? 0), log: !!$("log")?.checked });
 
@@ -52,12 +54,13 @@
     const ghosts = smooth && !stack ? raw.flatMap((c, i) => (chart.dots[i] ? [] : [[c, i]])) : [];
     const show = shows[chart.show];
     const order = curves.map((_, i) => (stack ? curves.length - 1 - i : i)); // the top of a stack is drawn first
-    const colour = (i) => css(chart.dots[i] && !chart.colours ? "--held-out" : `--c${(chart.colours?.[i] ?? i) % 5}`);
+    const nth = (i) => chart.dots.slice(0, i).filter(Boolean).length; // of the dotted lines
+    const colour = (i) => css(chart.dots[i] && !chart.colours ? ["--held-out", "--own"][nth(i) % 2] : `--c${(chart.colours?.[i] ?? i) % 5}`);
     const series = order.map((i) => ({
       label: chart.labels[i],
       stroke: colour(i),
       width: chart.dots[i] ? 1.2 : 1.8,
-      dash: chart.dots[i] ? [5, 4] : undefined,
+      dash: chart.dots[i] ? (nth(i) % 2 && !chart.colours ? [2, 3] : [5, 4]) : undefined,
       fill: stack ? colour(i) : undefined,
       points: { show: chart.dots[i] || steps.length < 3, size: 6, fill: colour(i) },
       spanGaps: true,
@@ -65,16 +68,16 @@
     }));
     const faint = ghosts.map(([, i]) => ({ stroke: colour(i) + "55", width: 1, spanGaps: true, points: { show: false }, label: "", class: "ghost" }));
     const soft = css("--soft"), line = css("--line");
-    const axis = { stroke: soft, grid: { stroke: line, width: 1 }, ticks: { show: false }, font: "12px system-ui, sans-serif" };
+    const axis = { stroke: soft, grid: { stroke: line, width: 1 }, ticks: { show: false }, font: FONT };
     const last = steps.length - 1; // the legend shows the latest values while nothing is pointed at
     const options = {
       width: Math.max(holder.clientWidth, 200), height: HEIGHT, padding: [10, 14, 0, 0],
       scales: {
-        x: { time: false },
+        x: { time: false, range: (u, low, high) => (low === high ? [low, low + 1] : [low, high]) },
         y: log && positive && !stack ? { distr: 3 } : { range: (u, low, high) => range(low, high, chart, stack) },
       },
       axes: [
-        { ...axis, size: 30, gap: 4, grid: { show: false }, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6], values: (u, at) => at.map(number) },
+        { ...axis, ...STEPS, grid: { show: false }, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6], values: (u, at) => at.map(number) },
         { ...axis, size: 52, gap: 4, values: (u, at) => at.map((v) => (v == null ? "" : tick[chart.show](v))) },
       ],
       series: [{ label: "step", value: (u, v) => number(v) }, ...series, ...faint],
@@ -90,6 +93,7 @@
   function range(low, high, chart, stack) {
     if (low == null) return [0, 1];
     if (stack) return [0, high * 1.06 || 1];
+    if (chart.show === "percent" && high - low < 0.02) return [0, 1]; // a flat share says where it is, not how it trembles
     const room = (high - low || Math.abs(high) || 1) * 0.08;
     const floor = low >= 0 && low - room < (high - low) * 0.35 ? 0 : low - room; // start at zero where that costs little
     return [floor, chart.show === "percent" ? Math.min(high + room, 1) || 1 : high + room];
@@ -120,14 +124,14 @@
       });
       ctx.restore();
     };
-    const axis = { stroke: soft, ticks: { show: false }, grid: { show: false }, font: "12px system-ui, sans-serif" };
+    const axis = { stroke: soft, ticks: { show: false }, grid: { show: false }, font: FONT };
     const every = Math.ceil(bins / 8), last = steps.length - 1;
     const lines = [["10%", 1, [3, 3]], ["median", 2, undefined], ["90%", 1, [3, 3]]];
     const u = new uPlot({
       width: Math.max(holder.clientWidth, 200), height: HEIGHT, padding: [10, 14, 0, 0],
       scales: { x: { time: false, range: () => [middle(0), steps[last]] }, y: { range: () => [0, bins] } },
       axes: [
-        { ...axis, size: 30, gap: 4, values: (u, at) => at.map(number) },
+        { ...axis, ...STEPS, values: (u, at) => at.map((v) => (Number.isInteger(v) ? number(v) : "")) },
         { ...axis, size: 52, gap: 4, splits: () => map.edges.map((_, i) => i).filter((i) => i % every === 0), values: (u, at) => at.map((i) => number(+map.edges[i].toPrecision(2))) },
       ],
       series: [{ label: "step", value: (u, v) => number(v) }, ...lines.map(([label, width, dash]) => ({ label, width, dash, stroke: ink, points: { show: false }, value: (u, v, si, idx) => value(u.cursor.idx != null ? v : u.data[si][last]) }))],
@@ -228,7 +232,7 @@
       const sides = [["teacher would say", row.teacher_top?.[i]], ["student would say", row.student_top?.[i]]].filter(([, top]) => top?.length);
       return sides.length ? make("div", { className: "tops" }, ...sides.map(([label, top]) => make("div", {}, make("small", { textContent: label }),
         ...top.map(([token, p]) => {
-          const line = make("span", { className: token === row.tokens[i] ? "here" : "" }, make("b", { textContent: visible(token) }), make("i", { textContent: shows.percent(p) }));
+          const line = make("span", { className: token === row.tokens[i] ? "here" : "" }, make("b", { textContent: visible(token) }), make("i", { textContent: chance(p) }));
           line.style.backgroundSize = `${(100 * p).toFixed(1)}% 100%`;
           return line;
         })))) : "";
@@ -243,7 +247,7 @@
       hide();
       const row = span.parentNode.row, i = +span.dataset.i, table = make("table");
       const entry = (label, v, probability) => v != null && table.append(make("tr", {}, make("th", { textContent: label }), make("td", { textContent: number(v) }),
-        make("td", { className: "p", textContent: probability ? shows.percent(Math.exp(v)) : "" })));
+        make("td", { className: "p", textContent: probability ? chance(Math.exp(v)) : "" })));
       entry("divergence", row.divergence?.[i]);
       entry("advantage", row.advantage?.[i]);
       entry("log-ratio", row.logratio?.[i]);

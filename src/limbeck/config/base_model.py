@@ -1,0 +1,67 @@
+"""Which model an adapter sits on: its own adapter_config.json says so, where --model does not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from limbeck.config.room import listed
+from limbeck.errors import ConfigError
+
+
+def name_base(given: dict[str, Any], where: Mapping[str, str]) -> list[str]:
+    """Fills in `model` from `adapters`, and says so; a `model` that is an adapter's folder becomes one on its base.
+
+    NAME=FOLDER, as ms-swift's `deploy` has it, names what is served (`served_model_name`). Raises ConfigError for an
+    adapter that does not say what it sits on, and for several names.
+    """
+    notes: list[str] = []
+    folders: Any = listed(given.get("adapters"))
+    adapters = [str(folder) for folder in folders]
+    named = given.get("model")
+    if isinstance(named, str) and not adapters and _is_adapter(Path(named)):
+        adapters, named = [named], None
+    names = [name for name, equals, _ in (_parts(adapter) for adapter in adapters) if equals]
+    if len(names) > 1:
+        what = "adapters lie on one another here and are one model, so they cannot have names of their own"
+        fix = (
+            "write the folders alone, and name the whole with --served_model_name; or serve each from a port of its own"
+        )
+        raise ConfigError(what, where=where.get("adapters", "--adapters"), fix=fix)
+    adapters = [folder for _, _, folder in map(_parts, adapters)]
+    if names:
+        notes.append(f"--adapters {names[0]}=... is --served_model_name {names[0]} here")
+        given.setdefault("served_model_name", names[0])
+    if adapters and not named:
+        named = _base(adapters[0])
+        if named is None:
+            what = f"{adapters[0]} does not say which model it is an adapter of"
+            raise ConfigError(
+                what,
+                where=where.get("adapters", f"--adapters {adapters[0]}"),
+                fix="add --model FOLDER, or a hub id: the adapter's base",
+            )
+        notes.append(f"--model is {named}: {adapters[0]}/adapter_config.json names it as the adapter's base")
+    if adapters:
+        given["adapters"], given["model"] = adapters, named
+    return notes
+
+
+def _is_adapter(path: Path) -> bool:
+    return (path / "adapter_config.json").is_file() and not (path / "config.json").is_file()
+
+
+def _parts(adapter: str) -> tuple[str, str, str]:
+    """NAME, =, FOLDER; a folder that exists by the whole text is one."""
+    name, equals, folder = adapter.partition("=")
+    return ("", "", adapter) if not equals or "/" in name or Path(adapter).exists() else (name, equals, folder)
+
+
+def _base(adapter: str) -> str | None:
+    file = Path(adapter).expanduser() / "adapter_config.json"
+    try:
+        return json.loads(file.read_text()).get("base_model_name_or_path") or None
+    except (OSError, ValueError, AttributeError):
+        return None
