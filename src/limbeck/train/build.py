@@ -276,7 +276,7 @@ def reward_samples(
         completion_ids=ids,
         trainer_state=state,
         timeout=timeout,
-        warn=lambda text: say(f"WARNING: {text}"),
+        warn=lambda text: say(f"warning: {text}"),
     )
 
 
