@@ -44,14 +44,26 @@ def _is_adapter(path: Path) -> bool:
 
 
 def _with_base(rooms: dict[str, Any]) -> dict[str, Any]:
+    return {**rooms, "model": _based(dict(rooms.get("model") or {}))}
+
+
+def _with_other_base(rooms: dict[str, Any]) -> dict[str, Any]:
+    """--other_model may be an adapter's folder as --model may."""
+    output: dict[str, Any] = dict(rooms.get("output") or {})
+    if output.get("other_model") and not output.get("other_adapters"):
+        found = _based({"model": output["other_model"]})
+        output |= {"other_model": found["model"], "other_adapters": found.get("adapters", [])}
+    return {**rooms, "output": output}
+
+
+def _based(model: dict[str, Any]) -> dict[str, Any]:
     """Without --model it is the one that the first adapter was trained on, as its own file says; a --model that is an
     adapter's folder is read as one on its base."""
-    model: dict[str, Any] = dict(rooms.get("model") or {})
     named = model.get("model")
     if named and not model.get("adapters") and _is_adapter(Path(str(named))):
         model = {**model, "model": None, "adapters": [str(named)]}
     if model.get("model"):
-        return rooms
+        return model
     adapters: Any = listed(model.get("adapters"))
     file = Path(str(adapters[0])) / "adapter_config.json" if adapters else None
     base = json.loads(file.read_text()).get("base_model_name_or_path") if file and file.is_file() else None
@@ -60,7 +72,7 @@ def _with_base(rooms: dict[str, Any]) -> dict[str, Any]:
         where = f"--adapters {' '.join(map(str, adapters))}" if adapters else "--model"
         fix = "add --model FOLDER, or a hub id; for adapters it is their base"
         raise PydanticCustomError("one_of_two", "{what}", {"what": what, "where": where, "fix": fix})
-    return {**rooms, "model": {**model, "model": base}}
+    return {**model, "model": base}
 
 
 class ExportConfig(Room):
@@ -82,3 +94,4 @@ class InferConfig(Room):
     run: Run = Run()
     output: Talk = Talk()
     _base = model_validator(mode="before")(_with_base)
+    _other = model_validator(mode="before")(_with_other_base)
