@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from limbeck.cli import voice
 from limbeck.config.commands import DeployConfig
 from limbeck.errors import ConfigError
 
@@ -35,7 +36,10 @@ def run(config: DeployConfig) -> int:
         url = address(sock, config.serve.host)
         print("\n".join(_facts(config, served)), flush=True)
         if config.serve.api_key is None and not is_local(config.serve.host):
-            print("warning: no key is asked for, and other machines can reach this address (--api_key)", flush=True)
+            voice.warn(
+                f"no key is asked for, and other machines can reach this address: set {KEY} (or --api_key), "
+                "or leave --host out"
+            )
         return listen(make_app(served), sock, f"serving on {url}  (Ctrl-C ends it)")
 
 

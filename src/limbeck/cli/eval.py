@@ -13,6 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
+from limbeck.cli import voice
 from limbeck.cli.generate import read_prompts
 from limbeck.config.commands import EvalConfig
 from limbeck.config.schema import Config, Model, Run
@@ -70,7 +71,7 @@ def run(config: EvalConfig) -> int:
         print(f"chosen: {choice}")
     for dropped in work.prepared.dropped.values() if work.prepared else ():
         if str(dropped):
-            print(f"warning: {dropped}")
+            voice.warn(str(dropped))
     for text in _shown(config, results):
         print(text)
     if config.output.result_path is not None:
@@ -179,7 +180,7 @@ def _of_answers(work: _Work, model: nn.Module) -> dict[str, float]:
     rows = [row for row in parallel.own_part(work.accelerator, work.prompts) for _ in range(copies)]
     sampler = sampler_of(model, config.rollout, work.tokenizer, ends)
     samples = sampler(rows, seed=config.run.seed + work.accelerator.process_index)
-    table = reward_samples(work.rewards, samples, work.tokenizer, ends, config.reward.reward_timeout, print)
+    table = reward_samples(work.rewards, samples, work.tokenizer, ends, config.reward.reward_timeout, voice.say)
     gathered = parallel.gather(work.accelerator, (table, [(len(s.tokens.targets), s.truncated) for s in samples]))
     lengths = [pair for _, part in gathered for pair in part]
     found = join_tables([table for table, _ in gathered]).metrics()

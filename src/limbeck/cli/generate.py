@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from limbeck.cli import voice
 from limbeck.config.commands import GenerateConfig
 from limbeck.config.schema import Data
 from limbeck.data import check_names, load_examples, render_all
@@ -70,7 +71,7 @@ def read_prompts(data: Data, seed: int, tokenizer: Any, end_ids: frozenset[int])
     )
     dropped.merge(over)
     if str(dropped):
-        print(f"warning: {dropped}")
+        voice.warn(str(dropped))
     if not rows:
         raise dropped.error("no prompt is left to answer")
     return rows

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 
 from limbeck import __version__
+from limbeck.cli import voice
 from limbeck.config import completion, flags, helptext, swift
 from limbeck.config.commands import ALIASES, COMMANDS
 from limbeck.config.limits import limit_of
@@ -75,7 +76,8 @@ def _main(words: list[str], seen: _Seen) -> int:
     parsed = flags.read(command, rest)
     seen.where, seen.debug, seen.config = parsed.where, parsed.debug, parsed.config
     for note in parsed.notes:
-        print(f"note: {note}", file=sys.stderr)
+        voice.note(note)
+    voice.listen()
     module = import_module(f"limbeck.cli.{command.split()[0]}")
     _quiet()
     return module.run(parsed.config)

@@ -37,8 +37,10 @@ def run(config: PlanConfig) -> int:
     _section(out, "chosen for you", "\n".join(map(str, prepared.choices)))
     _section(out, "configuration", to_yaml(prepared.config).rstrip())
     _row(out, prepared)
-    for warning in (*prepared.method.warnings, *prepared.notes):
-        out.print(f"note: {warning}", markup=False)
+    for text in prepared.method.warnings:
+        out.print(f"warning: {text}", markup=False)
+    for text in prepared.notes:
+        out.print(f"note: {text}", markup=False)
     if training.run.preflight and "preflight" in training.run.model_fields_set:
         accelerator, _ = make_accelerator(training)
         parts, choices = build(prepared, accelerator, checkpoint=None)

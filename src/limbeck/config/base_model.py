@@ -11,16 +11,17 @@ from limbeck.config.room import listed
 from limbeck.errors import ConfigError
 
 
-def name_base(given: dict[str, Any], where: Mapping[str, str]) -> list[str]:
+def name_base(given: dict[str, Any], where: Mapping[str, str], *, of: str = "") -> list[str]:
     """Fills in `model` from `adapters`, and says so; a `model` that is an adapter's folder becomes one on its base.
+    of: "other_" does the same to `other_model` and `other_adapters`.
 
     NAME=FOLDER, as ms-swift's `deploy` has it, names what is served (`served_model_name`). Raises ConfigError for an
     adapter that does not say what it sits on, and for several names.
     """
     notes: list[str] = []
-    folders: Any = listed(given.get("adapters"))
+    folders: Any = listed(given.get(f"{of}adapters"))
     adapters = [str(folder) for folder in folders]
-    named = given.get("model")
+    named = given.get(f"{of}model")
     if isinstance(named, str) and not adapters and _is_adapter(Path(named)):
         adapters, named = [named], None
     names = [name for name, equals, _ in (_parts(adapter) for adapter in adapters) if equals]
@@ -29,7 +30,7 @@ def name_base(given: dict[str, Any], where: Mapping[str, str]) -> list[str]:
         fix = (
             "write the folders alone, and name the whole with --served_model_name; or serve each from a port of its own"
         )
-        raise ConfigError(what, where=where.get("adapters", "--adapters"), fix=fix)
+        raise ConfigError(what, where=where.get(f"{of}adapters", f"--{of}adapters"), fix=fix)
     adapters = [folder for _, _, folder in map(_parts, adapters)]
     if names:
         notes.append(f"--adapters {names[0]}=... is --served_model_name {names[0]} here")
@@ -40,12 +41,12 @@ def name_base(given: dict[str, Any], where: Mapping[str, str]) -> list[str]:
             what = f"{adapters[0]} does not say which model it is an adapter of"
             raise ConfigError(
                 what,
-                where=where.get("adapters", f"--adapters {adapters[0]}"),
-                fix="add --model FOLDER, or a hub id: the adapter's base",
+                where=where.get(f"{of}adapters", f"--{of}adapters {adapters[0]}"),
+                fix=f"add --{of}model FOLDER, or a hub id: the adapter's base",
             )
-        notes.append(f"--model is {named}: {adapters[0]}/adapter_config.json names it as the adapter's base")
+        notes.append(f"--{of}model is {named}: {adapters[0]}/adapter_config.json names it as the adapter's base")
     if adapters:
-        given["adapters"], given["model"] = adapters, named
+        given[f"{of}adapters"], given[f"{of}model"] = adapters, named
     return notes
 
 

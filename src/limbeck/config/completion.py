@@ -12,7 +12,8 @@ from limbeck.errors import ConfigError
 def script(shell: str) -> str:
     """What the shell is to evaluate. Raises ConfigError for a shell that is not known."""
     if shell not in SHELLS:
-        fix = "write `limbeck completion bash`, zsh or fish; then: source <(limbeck completion bash)"
+        fix = "write `limbeck completion bash`, zsh or fish; then: source <(limbeck completion bash), "
+        fix += "in fish: limbeck completion fish | source"
         raise ConfigError(
             f"no completion for the shell {shell or '(none)'}", where=f"limbeck completion {shell}", fix=fix
         )
@@ -35,15 +36,16 @@ def _bash() -> str:
     """A `case` for the words of a group, one for each command's flags, one for the choices of a flag."""
     commands = _commands()
     firsts = [*dict.fromkeys(name.split()[0] for name in commands), "completion"]
-    groups = dict.fromkeys(name.split()[0] for name in commands if " " in name)
     lines = ["_limbeck() {", '    local word="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD-1]}"']
     lines += ['    local command="${COMP_WORDS[1]}" known="" choices=""', "    COMPREPLY=()"]
+    # --flag=value: bash takes the sign for a word of its own
+    lines += ['    if [ "$word" = "=" ]; then word=""', '    elif [ "$before" = "=" ]; then']
+    lines += ['        before="${COMP_WORDS[COMP_CWORD-2]}"', "    fi"]
     lines += ['    if [ "$COMP_CWORD" -eq 1 ]; then']
     lines += [f'        COMPREPLY=( $(compgen -W "{" ".join(firsts)}" -- "$word") ); return', "    fi"]
-    for group in groups:
-        members = " ".join(name.split()[1] for name in commands if name.startswith(f"{group} "))
+    for group, members in _groups(commands).items():
         lines += [f'    if [ "$command" = {group} ]; then', '        if [ "$COMP_CWORD" -eq 2 ]; then']
-        lines += [f'            COMPREPLY=( $(compgen -W "{members}" -- "$word") ); return', "        fi"]
+        lines += [f'            COMPREPLY=( $(compgen -W "{" ".join(members)}" -- "$word") ); return', "        fi"]
         lines += ['        command="$command ${COMP_WORDS[2]}"', "    fi"]
     lines += ['    case "$command" in']
     for name, spec in commands.items():
@@ -59,26 +61,46 @@ def _bash() -> str:
 
 
 def _zsh() -> str:
-    return f"autoload -Uz compinit bashcompinit && compinit && bashcompinit\n{_bash()}"
+    """Bash's function through zsh's own bridge; compinit only where no one ran it, since it takes its time."""
+    start = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }"
+    return f"{start}\nautoload -Uz bashcompinit && bashcompinit\n{_bash()}"
 
 
 def _fish() -> str:
+    """A line a flag; what was typed so far, `rlhf --model a `, says which of them count."""
     commands = _commands()
-    lines = ["complete -c limbeck -n __fish_use_subcommand -f -a completion -d 'complete words in a shell'"]
-    lines.append("complete -c limbeck -n '__fish_seen_subcommand_from completion' -f -a 'bash zsh fish'")
+    lines = ["function __limbeck_typed", "    set -l words (commandline -opc)", '    echo "$words[2..-1] "', "end"]
+    firsts = {name: spec.summary for name, spec in commands.items() if " " not in name}
+    firsts |= {group: ", ".join(members) for group, members in _groups(commands).items()}
+    firsts["completion"] = "complete words in a shell"
+    lines += [_offer(" ", f"-f -a {first} -d {_quoted(text)}") for first, text in firsts.items()]
+    lines.append(_offer("completion ", "-f -a 'bash zsh fish'"))
     for name, spec in commands.items():
-        first, *second = name.split()
-        summary = spec.summary if not second else ""
-        lines.append(f"complete -c limbeck -n __fish_use_subcommand -f -a {first} -d {_quoted(summary)}")
-        here = f"__fish_seen_subcommand_from {first}"
-        if second:
-            lines.append(f"complete -c limbeck -n '{here}' -f -a {second[0]} -d {_quoted(spec.summary)}")
-            here += f"; and __fish_seen_subcommand_from {second[0]}"
+        group, _, member = name.rpartition(" ")
+        if group:
+            lines.append(_offer(f"{group} ", f"-f -a {member} -d {_quoted(spec.summary)}"))
         for flag in _flags(spec):
             text = " ".join((flag.info.description or "").split()).split(". ")[0]
-            values = f" -x -a {_quoted(' '.join(_choices(flag)))}" if _choices(flag) else " -r"
-            lines.append(f"complete -c limbeck -n '{here}' -l {flag.name}{values} -d {_quoted(text)}")
-    return "\n".join(dict.fromkeys(lines))
+            # with an empty description of its own each: else every value shows the flag's
+            words = " ".join(word + r"\t" for word in _choices(flag))
+            values = f" -x -a {_quoted(words)}" if words else " -r"
+            lines.append(_offer(f"{name} *", f"-l {flag.name}{values} -d {_quoted(text)}"))
+        lines.append(_offer(f"{name} *", "-l help -d 'the flags that matter most'"))
+        lines.append(_offer(f"{name} *", "-l help_all -d 'all flags'"))
+    return "\n".join(lines)
+
+
+def _groups(commands: dict[str, Command]) -> dict[str, list[str]]:
+    """`data` -> its commands' second words."""
+    groups: dict[str, list[str]] = {}
+    for group, member in (name.split() for name in commands if " " in name):
+        groups.setdefault(group, []).append(member)
+    return groups
+
+
+def _offer(typed: str, what: str) -> str:
+    """A line of fish: what to offer where all that was typed matches this pattern."""
+    return f"complete -c limbeck -n 'string match -q -- \"{typed}\" (__limbeck_typed)' {what}"
 
 
 def _quoted(text: str) -> str:

@@ -54,19 +54,27 @@ def _loss_choices(config: Config) -> Iterator[Choice]:
     if grpo and "lmbda" not in method.model_fields_set:
         yield Choice("lmbda", 1.0, "grpo learns from the student's own tokens only")
     if config.rollout.num_generations is None and method.rlhf_type is not None:
-        rewards = grpo and bool(config.reward.reward_funcs)
-        reason = "a group of responses to compare by reward" if rewards else "no rewards, so no groups to compare"
-        yield Choice("num_generations", 8 if rewards else 1, reason)
+        n = _generations(config)
+        reason = "a group of responses to compare by reward" if n > 1 else "no rewards, so no groups to compare"
+        yield Choice("num_generations", n, reason)
     if config.optim.learning_rate is None:
         lora = model.tuner_type == "lora"
         yield Choice("learning_rate", 1e-4 if lora else 1e-5, f"the default for --tuner_type {model.tuner_type}")
 
 
+def _generations(config: Config) -> int:
+    """Responses a prompt: those that were asked for, else a group where rewards are compared."""
+    rewards = config.method.rlhf_type == "grpo" and bool(config.reward.reward_funcs)
+    return config.rollout.num_generations or (8 if rewards else 1)
+
+
 def _batch_choices(config: Config, world_size: int) -> Iterator[Choice]:
     optim, accumulation = config.optim, config.optim.gradient_accumulation_steps
     if accumulation is None and config.method.rlhf_type == "grpo":
-        accumulation = 1
-        yield Choice("gradient_accumulation_steps", accumulation, "the default of grpo")
+        n, together = _generations(config), optim.per_device_train_batch_size * world_size
+        accumulation = n // math.gcd(n, together) if config.rollout.steps_per_generation is None else 1
+        reason = "the default of grpo" if accumulation == 1 else f"so that a step holds whole groups of {n} responses"
+        yield Choice("gradient_accumulation_steps", accumulation, reason)
     elif accumulation is None:
         together = optim.per_device_train_batch_size * world_size
         accumulation = math.ceil(TOTAL_BATCH / together)

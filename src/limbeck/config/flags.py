@@ -60,6 +60,9 @@ class Parsed:
         return isinstance(run, Run) and run.debug
 
 
+SKIPPED = 4  # keys of a file that are named where a command does not use them
+
+
 def parse(command: str, argv: Sequence[str]) -> Room:
     """The configuration of `limbeck COMMAND *argv`, of the class that `COMMANDS` names. Raises ConfigError."""
     return read(command, argv).config
@@ -102,8 +105,11 @@ def read(command: str, argv: Sequence[str]) -> Parsed:
     if refused or unused:
         raise _refusals(refused, unused, spec)
     if skipped:
-        parsed.notes.append(f"limbeck {command} does not use {', '.join(skipped)} of {argv[0]}")
+        more = f" and {len(skipped) - SKIPPED} other keys" if len(skipped) > SKIPPED + 1 else ""
+        named = ", ".join(skipped[:SKIPPED] if more else skipped)
+        parsed.notes.append(f"limbeck {command} does not use {named}{more} of {argv[0]}")
     parsed.notes += name_base(given, parsed.where) if "adapters" in read_here else []
+    parsed.notes += name_base(given, parsed.where, of="other_") if given.get("other_model") else []  # alone: on --model
     _require(spec, given)
     parsed.config = _build(spec, flags, given, parsed.where)
     return parsed

@@ -321,7 +321,7 @@ class Optim(Room):
     per_device_eval_batch_size: Count | None = None
     """Sequences scored at a time in an evaluation; by default as in training."""
     gradient_accumulation_steps: Count | None = None
-    """Micro-batches an optimizer step; by default what makes a total batch of 16 (1 for grpo)."""
+    """Micro-batches an optimizer step; by default what makes a total batch of 16 (grpo: one whole group)."""
     mixed_precision: Precision = "auto"
     """Type of the arithmetic; auto follows the weights' type, the optimizer's own copies stay in float32."""
     fsdp: Literal["none", "fsdp2"] = "none"

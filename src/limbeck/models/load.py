@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -127,7 +129,8 @@ def add_lora(
         torch.manual_seed(seed)
         try:
             # New modules are born in training mode: without the last call their dropout is on in an eval() model.
-            return get_peft_model(model, config).train(model.training)  # type: ignore[return-value]
+            with _quiet_peft():
+                return get_peft_model(model, config).train(model.training)  # type: ignore[return-value]
         except ValueError as error:
             raise ModelError(
                 f"LoRA cannot be put on {type(model).__name__}",
@@ -229,10 +232,18 @@ def _with_adapters(model: PreTrainedModel, adapters: Sequence[str], *, trainable
         check_adapter(adapter)
     base: Any = model
     for adapter in merged:
-        with refusals(adapter, "adapter"):
+        with refusals(adapter, "adapter"), _quiet_peft():
             base = PeftModel.from_pretrained(base, adapter).merge_and_unload()  # type: ignore[operator]
-    with refusals(last, "adapter"):
+    with refusals(last, "adapter"), _quiet_peft():
         return PeftModel.from_pretrained(base, last, is_trainable=trainable)
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """peft asks the model by a name that transformers has deprecated: nothing that a user could act on."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
 
 
 def _linear_names(model: nn.Module) -> list[str]:

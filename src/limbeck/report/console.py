@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from limbeck.report.format import duration, number, percent
 
+WARNING = "warning: "
 SPARKS = "▁▂▃▄▅▆▇█"
 # (metric, short name, how to print it), in the order of printing
 FIELDS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
@@ -63,7 +64,14 @@ class Console:
             self._display = _Display(self.file, self._clock)
 
     def say(self, text: str) -> None:
-        """Print a line (or several): an automatic choice and its reason, a path, a result."""
+        """Print a line (or several): an automatic choice and its reason, a path, a result. One that begins with
+        `warning: ` is a warning, so that those who are given nothing but a `say` can warn."""
+        if text.startswith(WARNING):
+            self.warn(text.removeprefix(WARNING))
+        else:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
         if not self.enabled:
             return
         if self._display:
@@ -75,7 +83,7 @@ class Console:
         """Print a warning, the first time that its text is seen; all of them are kept in `warnings`."""
         if text not in self.warnings:
             self.warnings.append(text)
-            self.say(f"warning: {text}")
+            self._print(f"{WARNING}{text}")
 
     def step(self, metrics: dict[str, Any]) -> None:
         """Show a logging step's metrics; `kind` "eval" is printed as a line of its own even on a terminal."""
@@ -175,7 +183,7 @@ class _Display:
         self.live.start()
 
     def print(self, text: str) -> None:
-        style = "yellow" if text.startswith("warning:") else None
+        style = "yellow" if text.startswith(WARNING) else None
         self.rich.print(text, style=style, markup=False)
 
     def update(self, metrics: dict[str, Any]) -> None:

@@ -246,11 +246,14 @@ class ServerTeacher(Teacher):
             if kind not in self._refusals_told:
                 self._refusals_told.add(kind)
                 self._say(
-                    f"the teacher server {self.info.url} refuses {item.sample.example.origin}: {reason} "
+                    f"warning: the teacher server {self.info.url} refuses {item.sample.example.origin}: {reason} "
                     "(such rows are counted and left out; this is said once)"
                 )
         if refused and len(refused) == len(items) and len(kinds) == 1:
-            self._say(f"WARNING: the teacher server {self.info.url} refused all {len(items)} rows: {refused[0][1]}")
+            self._say(
+                f"warning: the teacher server {self.info.url} refused all {len(items)} rows of a batch, which teach "
+                f"nothing then: {refused[0][1]}"
+            )
 
 
 def _tokens(sample: Sample) -> Tensor:

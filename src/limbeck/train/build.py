@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -83,6 +84,8 @@ def build(
         prepared_student, optimizer = accelerator.prepare(student, optimizer)
     prepared_student.train()
     warmup = config.optim.warmup_steps
+    # said where the first update is left out because its gradient is zero (step.py): the rate moves on all the same
+    warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)` before")
     try:
         scheduler = get_scheduler(  # not prepared: a prepared one steps once a process
             config.optim.lr_scheduler_type,
@@ -276,7 +279,7 @@ def reward_samples(
         completion_ids=ids,
         trainer_state=state,
         timeout=timeout,
-        warn=lambda text: say(f"WARNING: {text}"),
+        warn=lambda text: say(f"warning: {text}"),
     )
 
 

@@ -51,6 +51,14 @@ def test_two_models_answer_each_with_its_own_memory(tiny: Path, monkeypatch, cap
     assert said == "".join(f"{name}: {greedy(tiny / name, asked)}\n" for name in ("student", "teacher"))
 
 
+def test_the_other_model_may_be_an_adapter(tiny: Path, tmp_path: Path) -> None:
+    fact = {"base_model_name_or_path": str(tiny / "student")}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(fact))
+    config = parse("infer", ["--model", str(tiny / "teacher"), "--other_model", str(tmp_path)])
+    assert (config.model.model, config.model.adapters) == (str(tiny / "teacher"), [])
+    assert (config.output.other_model, config.output.other_adapters) == (str(tiny / "student"), [str(tmp_path)])
+
+
 def test_a_data_set_is_answered_as_generate_does(tiny: Path, tmp_path: Path) -> None:
     files = [tmp_path / "infer.jsonl", tmp_path / "generate.jsonl"]
     argv = ["--model", str(tiny / "student"), *DRAW, "--val_dataset"]

@@ -273,6 +273,10 @@ def test_sft_has_no_teacher(write):
     parsed = read("sft", [path])
     assert parsed.config.method.rlhf_type is None
     assert parsed.notes == ["limbeck sft does not use rlhf_type, teacher_model of run.yaml"]
+    text = "model: m\ndataset: d\nrlhf_type: gkd\nteacher_model: t\nbeta: 0\n"
+    path = write(f"{text}topk_mode: renorm\nteacher_source: model\nsft_alpha: 1\n")
+    note = "limbeck sft does not use rlhf_type, teacher_model, beta, topk_mode and 2 other keys of run.yaml"
+    assert read("sft", [path]).notes == [note]
     assert error_of("sft", *BASE, "--teacher_model", "t") == (
         "error: limbeck sft does not use --teacher_model\n  where: --teacher_model t\n"
         "  fix:   leave it out (`limbeck rlhf`, `limbeck eval`, `limbeck data score`, `limbeck plan` use it)"

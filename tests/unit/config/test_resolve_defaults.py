@@ -44,7 +44,22 @@ def test_gkd():
     [
         ({"tuner_type": "full"}, 1, {"learning_rate": 1e-5}),
         ({"rlhf_type": "grpo"}, 1, {"beta": 0.0, "lmbda": 1.0, "gradient_accumulation_steps": 1, "num_generations": 1}),
-        ({"rlhf_type": "grpo", "reward_funcs": ["accuracy"]}, 1, {"num_generations": 8}),
+        (
+            {"rlhf_type": "grpo", "reward_funcs": ["accuracy"]},
+            1,
+            {"num_generations": 8, "gradient_accumulation_steps": 8},
+        ),
+        # whole groups of 6 from 4 sequences at a time: 12, and nothing where the batch is named otherwise
+        (
+            {"rlhf_type": "grpo", "num_generations": 6, "per_device_train_batch_size": 2},
+            2,
+            {"gradient_accumulation_steps": 3},
+        ),
+        (
+            {"rlhf_type": "grpo", "num_generations": 8, "steps_per_generation": 8},
+            1,
+            {"gradient_accumulation_steps": 1},
+        ),
         ({"per_device_train_batch_size": 4}, 2, {"gradient_accumulation_steps": 2, "per_device_eval_batch_size": 4}),
         ({"per_device_train_batch_size": 3}, 1, {"gradient_accumulation_steps": 6}),
         ({"per_device_train_batch_size": 64}, 8, {"gradient_accumulation_steps": 1}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -106,6 +107,14 @@ def test_adapters_add_up_and_only_the_last_is_trained(folder, adapters) -> None:
     assert len(trained) == 2 * 7 * 4
     assert all("lora" in name for name in trained)
     assert not any(parameter.requires_grad for parameter in load(*adapters).parameters())
+
+
+def test_nothing_that_a_user_cannot_act_on_is_said(folder, adapters) -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        add_lora(load_model(str(folder), trainable=False))  # type: ignore[arg-type]
+        load_model(str(folder), adapters=adapters, trainable=True)
+    assert [str(warning.message) for warning in seen] == []
 
 
 def test_an_adapter_keeps_the_base_in_its_own_type(folder, adapters) -> None:

@@ -85,6 +85,15 @@ def test_a_warning_is_said_once_and_kept():
     assert console.warnings == ["a", "b"]
 
 
+def test_who_has_only_say_can_warn():
+    out = io.StringIO()
+    console = Console(file=out)
+    for text in ("warning: a", "plain", "warning: a"):
+        console.say(text)
+    assert out.getvalue() == "warning: a\nplain\n"
+    assert console.warnings == ["a"]
+
+
 def test_other_processes_are_silent_but_keep_their_warnings():
     out = io.StringIO()
     console = Console(total=4, enabled=False, live=True, file=out)

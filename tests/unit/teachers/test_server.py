@@ -388,7 +388,7 @@ def test_a_refused_row_is_left_out_and_the_others_are_not(
     assert_same([got[i] for i in rest], local(teacher, TOPK).score([[samples[i] for i in rest]])[0])
     assert made.counts()["teacher/refused"] == 2
     assert [line for line in made.said if "refuse" in line] == [  # type: ignore[attr-defined]
-        f"the teacher server {server.url} refuses rows.jsonl:3: prompt 0 is not to my taste "
+        f"warning: the teacher server {server.url} refuses rows.jsonl:3: prompt 0 is not to my taste "
         "(such rows are counted and left out; this is said once)"
     ]
 
@@ -411,7 +411,9 @@ def test_all_rows_refused_is_said_loudly(fake: FakeServer, server: Listening, sa
     fake.before = lambda _: as_json({"detail": "not today"}, 400)
     made = remote(server.url)
     assert made.score([samples[:3], samples[3:]]) == [[None] * 3, [None] * 9]
-    assert made.said[-1] == f"WARNING: the teacher server {server.url} refused all 12 rows: not today"  # type: ignore[attr-defined]
+    assert made.said[-1] == (  # type: ignore[attr-defined]
+        f"warning: the teacher server {server.url} refused all 12 rows of a batch, which teach nothing then: not today"
+    )
 
 
 def test_a_row_that_breaks_the_server_each_time_counts_as_refused(
