@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from limbeck.config.commands import DeployConfig
+from limbeck.config.beside import DeployConfig
 from limbeck.errors import ConfigError
 
 if TYPE_CHECKING:
