@@ -321,7 +321,7 @@ class Report(Room):
     """Write sampled responses to completions.jsonl."""
     log_privileged_kl: bool = False
     """Log how far its teacher_prompt moves the teacher (privileged_kl): KL between its views with and without, on two
-    rows a logging step and process, for two forwards of the teacher each. For a teacher in this process."""
+    rows a logging step, for two forwards of the teacher each. For a teacher in this process."""
     report_html: bool = True
     """Write report.html."""
 
