@@ -26,7 +26,16 @@ from limbeck.config.limits import limit_of
 from limbeck.config.schema import Config
 from limbeck.errors import ConfigError, TrainError
 from limbeck.models import describe
-from limbeck.report import Console, MetricsFile, check_trackers, run_card, start_trackers, write_card, write_report
+from limbeck.report import (
+    Console,
+    MetricsFile,
+    check_trackers,
+    run_card,
+    start_trackers,
+    stop_trackers,
+    write_card,
+    write_report,
+)
 from limbeck.report.hub import check_hub, push
 from limbeck.rollouts import sample_dataset
 from limbeck.signal import Sample
@@ -133,7 +142,7 @@ class Trainer:
             outcome.evaluation = (summary.get("evaluation") or {}) | outcome.evaluation
             if main:
                 self._finish(summary, outcome, console)
-            accelerator.end_training()
+            stop_trackers(accelerator)
         return outcome
 
     def _open(self, parts: Parts, console: Console) -> tuple[checkpoint.Progress, Hooks, Book]:

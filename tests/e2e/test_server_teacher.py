@@ -156,5 +156,6 @@ def test_a_server_that_leaves_ends_both_ranks_with_a_checkpoint(tiny: Path, tmp_
         said, _ = process.communicate(timeout=120)
     print(said)
     assert process.returncode != 0 and "error: the teacher server did not answer for 3 s\n  where: " in said
+    assert said.count("error: the teacher server") == 1  # by one of the two
     step = metrics(run)[-1]["step"]
     assert (run / f"checkpoint-{step}").is_dir()

@@ -44,6 +44,23 @@ def kill_at(step: int, argv: list[object], run: Path) -> None:
         process.wait()
 
 
+def test_a_checkpoint_that_lacks_something_is_refused_by_name(tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    limbeck(*flags(tiny, run, "--max_steps", 3, "--report_html", False, "--preflight", False))
+    checkpoint = run / "checkpoint-3"
+    for file, name in (("limbeck_state.json", "sharding"), ("generation-0.json", "next_row")):  # an earlier version's
+        kept = json.loads((checkpoint / file).read_text())
+        del kept[name]
+        (checkpoint / file).write_text(json.dumps(kept))
+    done = limbeck(*flags(tiny, run, "--resume_from_checkpoint", "auto"), ok=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-3:] == [
+        "error: the checkpoint lacks what an exact resume needs: sharding, next_row",
+        f"  where: {checkpoint}",
+        f"  fix:   start anew from its weights: --model or --adapters {checkpoint}, with another --output_dir",
+    ]
+
+
 @pytest.mark.parametrize("tuner", ["full", "lora"])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tiny: Path, tmp_path: Path, tuner: str) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from limbeck.cli.masks import masked
-from limbeck.config.commands import CacheInfoConfig, CheckConfig, ScoreConfig
+from limbeck.config.beside import CacheInfoConfig, CheckConfig, ScoreConfig
 from limbeck.config.defaults import Choice
 from limbeck.config.room import Room
 from limbeck.config.schema import Config, Model, Run

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limbeck.cli import voice
-from limbeck.config.commands import DeployConfig
+from limbeck.config.beside import DeployConfig
 from limbeck.errors import ConfigError
 
 if TYPE_CHECKING:

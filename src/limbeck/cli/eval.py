@@ -15,7 +15,7 @@ from torch import nn
 
 from limbeck.cli import voice
 from limbeck.cli.generate import read_prompts
-from limbeck.config.commands import EvalConfig
+from limbeck.config.beside import EvalConfig
 from limbeck.config.schema import Config, Model, Run
 from limbeck.data import load_examples
 from limbeck.errors import ConfigError, ModelError

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from limbeck.cli import voice
-from limbeck.config.commands import GenerateConfig
+from limbeck.config.beside import GenerateConfig
 from limbeck.config.schema import Data
 from limbeck.data import check_names, load_examples, render_all
 from limbeck.errors import ConfigError, DataError

@@ -14,7 +14,7 @@ from transformers import TextStreamer
 
 from limbeck.cli import generate
 from limbeck.config.after import InferConfig
-from limbeck.config.commands import Answers, GenerateConfig
+from limbeck.config.beside import Answers, GenerateConfig
 from limbeck.config.schema import Model
 from limbeck.errors import ConfigError
 from limbeck.models import end_token_ids, load_tokenizer

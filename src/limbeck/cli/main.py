@@ -16,9 +16,10 @@ from importlib import import_module
 
 from limbeck import __version__
 from limbeck.cli import voice
+from limbeck.cli.once import first_to_say
 from limbeck.config import completion, flags, helptext, swift
 from limbeck.config.commands import ALIASES, COMMANDS
-from limbeck.config.limits import limit_of
+from limbeck.config.limits import ProcessLost, limit_of
 from limbeck.config.room import Room
 from limbeck.errors import ConfigError, LimbeckError
 
@@ -46,8 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, Exception) as error:
         if seen.debug:
             traceback.print_exc()
-        message, status = _explain(error, seen)
-        print(message, file=sys.stderr)
+        fault = limit_of(error, seen.config) or error
+        message, status = _explain(fault, seen)
+        if first_to_say(message, unless_any=isinstance(fault, ProcessLost)):  # that one is gone is no news after that
+            print(message, file=sys.stderr)
         return status
 
 
@@ -80,7 +83,10 @@ def _main(words: list[str], seen: _Seen) -> int:
     voice.listen()
     module = import_module(f"limbeck.cli.{command.split()[0]}")
     _quiet()
-    return module.run(parsed.config)
+    status = module.run(parsed.config)
+    if parallel := sys.modules.get("limbeck.train.parallel"):
+        parallel.leave_group()
+    return status
 
 
 def _quiet() -> None:
@@ -104,7 +110,6 @@ def _explain(error: BaseException, seen: _Seen) -> tuple[str, int]:
     """What to print, and the exit status."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", INTERRUPTED
-    error = limit_of(error, seen.config) or error
     if isinstance(error, LimbeckError):
         return str(flags.located(error, seen.where)), error.exit_code
     reason = " ".join(str(error).split()) or "no reason given"

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from limbeck.cli.masks import masked
-from limbeck.config.commands import PlanConfig
+from limbeck.config.beside import PlanConfig
 from limbeck.config.flags import to_yaml
 from limbeck.config.routes import routes_of
 from limbeck.config.schema import Config, Model

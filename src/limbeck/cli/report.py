@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from limbeck.config.commands import ReportConfig
+from limbeck.config.beside import ReportConfig
 from limbeck.errors import ConfigError
 from limbeck.report import write_comparison, write_report
 

@@ -9,7 +9,7 @@ from limbeck.errors import ConfigError
 from limbeck.models import describe, even_layers, keep_layers, load_model, load_tokenizer
 
 if TYPE_CHECKING:
-    from limbeck.config.commands import ShrinkConfig
+    from limbeck.config.beside import ShrinkConfig
 
 
 def run(config: ShrinkConfig) -> int:

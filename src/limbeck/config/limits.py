@@ -1,4 +1,4 @@
-"""What the machine ran out of, memory or disk, in our words: what to lower, computed from the run's own flags.
+"""What the machine ran out of, memory, disk or processes, in our words: what to lower, from the run's own flags.
 
 Errors are told apart by their type's name and their words, so that nothing here needs torch.
 """
@@ -13,6 +13,8 @@ from limbeck.config.room import Room
 from limbeck.errors import LimbeckError
 
 _MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "std::bad_alloc")
+# gloo's and NCCL's words where a collective's other side is gone
+_GONE = ("closed by peer", "reset by peer", "broken pipe", "remote process exited", "connection refused")
 # function -> what a run was doing in it; the innermost that a traceback passes counts
 _PHASES = {
     "load_model": "loading a model",
@@ -31,6 +33,12 @@ _PHASES = {
 
 class MemoryLimit(LimbeckError, MemoryError):
     """The device or the machine has no memory left."""
+
+    exit_code = 1
+
+
+class ProcessLost(LimbeckError, RuntimeError):
+    """Another process of this run has ended, and this one cannot go on without it."""
 
     exit_code = 1
 
@@ -55,6 +63,9 @@ def limit_of(error: BaseException, config: Room | None) -> LimbeckError | None:
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or any(words in text.lower() for words in _MEMORY):
         return _memory(error, text, config)
+    if isinstance(error, RuntimeError) and any(words in text.lower() for words in _GONE):
+        what, fix = "another process of this run has ended", "see what it said; if it said nothing, it was killed"
+        return ProcessLost(what, where=text[:200], fix=fix)
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text
     if full or isinstance(error, OSError):
         return _disk(error, text, full)

@@ -172,6 +172,13 @@ def start_trackers(
     return names
 
 
+def stop_trackers(accelerator: Accelerator) -> None:
+    """Finish what `start_trackers` started. accelerate's own end of a training ends the process group too."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.trackers = []
+
+
 def log(accelerator: Accelerator, metrics: dict[str, Any], step: int) -> None:
     """Send a step's numbers to the trackers that were started, if any; text and flags are not sent."""
     if not accelerator.trackers:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import GenerationConfig
 
-from limbeck.config.commands import Serve
+from limbeck.config.beside import Serve
 from limbeck.config.defaults import Choice
 from limbeck.models import (
     check_head,

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from limbeck.config.commands import DeployConfig
+from limbeck.config.beside import DeployConfig
 from limbeck.errors import ConfigError
 from limbeck.serve.listen import address, bind
 

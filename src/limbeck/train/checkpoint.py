@@ -38,6 +38,10 @@ from limbeck.train.shard import local_state, sharded_state
 from limbeck.train.step import Generation, Parts
 
 NAME = re.compile(r"checkpoint-(\d+)$")
+# what a resume cannot do without, of limbeck_state.json (beside `_stream`), rank-R.pt and generation-R.json
+KEPT = ("tokens", "seconds", "refused")
+OWN = ("optimizer", "scheduler", "random", "meter", "teacher", "reference")
+GENERATION = ("index", "source", "next_row", "used", "steps")
 
 
 @dataclass
@@ -101,7 +105,7 @@ def save(parts: Parts, progress: Progress, tokenizer: Any, run_folder: Path, *, 
         (partial / f"generation-{rank}.json").write_text(text)
     if accelerator.is_main_process:
         state.save_to_json(str(partial / "trainer_state.json"))
-        kept = {"tokens": progress.tokens, "seconds": progress.seconds, "refused": progress.refused}
+        kept = {name: getattr(progress, name) for name in KEPT}
         (partial / "limbeck_state.json").write_text(json.dumps(kept | _stream(parts), indent=1))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -115,29 +119,40 @@ def save(parts: Parts, progress: Progress, tokenizer: Any, run_folder: Path, *, 
 def restore(parts: Parts, progress: Progress, checkpoint: Path) -> None:
     """Puts everything but the model's weights (loaded with the model) back as it was at the checkpoint.
 
-    Raises ConfigError where the rows, the batch or the number of processes are not those of the checkpoint.
+    Raises ConfigError where the rows, the batch or the number of processes are not those of the checkpoint, and where
+    an earlier version or another program has not written all that is needed.
     """
-    kept = json.loads((checkpoint / "limbeck_state.json").read_text())
-    for name, value in _stream(parts).items():
-        if kept.get(name, value) != value:
+    rank = parts.accelerator.process_index
+    kept, saved = (_read(checkpoint / name) for name in ("limbeck_state.json", f"generation-{rank}.json"))
+    stream, file = _stream(parts), checkpoint / f"rank-{rank}.pt"
+    own = torch.load(file, map_location="cpu", weights_only=True) if file.exists() else {}
+    if kept.get("processes", stream["processes"]) == stream["processes"]:  # else the ranks' files are other ones
+        missing = [name for name in (*stream, *KEPT) if name not in kept] + [name for name in OWN if name not in own]
+        missing += [name for name in GENERATION if saved and name not in saved]
+        if missing:
+            raise ConfigError(
+                f"the checkpoint lacks what an exact resume needs: {', '.join(missing)}",
+                where=str(checkpoint),
+                fix=f"start anew from its weights: --model or --adapters {checkpoint}, with another --output_dir",
+            )
+    for name, value in stream.items():
+        if kept[name] != value:
             raise ConfigError(
                 f"the checkpoint was written with {name.replace('_', ' ')} {kept[name]}, this run has {value}",
                 where=str(checkpoint),
                 fix="resume with the same data, batch size, number of processes and --fsdp, or start anew with "
                 f"--model or --adapters {checkpoint}",
             )
-    own = torch.load(checkpoint / f"rank-{parts.accelerator.process_index}.pt", map_location="cpu", weights_only=True)
     _restore_optimizer(parts, own)
     progress.meter.restore(own["meter"])
     limits = {k: getattr(progress.state, k) for k in ("max_steps", "logging_steps", "eval_steps", "save_steps")}
     progress.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     for name, value in limits.items():
         setattr(progress.state, name, value)
-    progress.tokens, progress.seconds, progress.refused = kept["tokens"], kept["seconds"], kept["refused"]
-    saved = checkpoint / f"generation-{parts.accelerator.process_index}.json"
-    if saved.exists():
-        progress.generation = _load_generation(json.loads(saved.read_text()), parts.rows)
-    signals = checkpoint / f"signals-{parts.accelerator.process_index}.pt"
+    progress.tokens, progress.seconds, progress.refused = (kept[name] for name in KEPT)
+    if saved:
+        progress.generation = _load_generation(saved, parts.rows)
+    signals = checkpoint / f"signals-{rank}.pt"
     if signals.exists() and progress.generation is not None:
         _load_signals(progress.generation, torch.load(signals, map_location="cpu", weights_only=True))
     if parts.teacher is not None and own["teacher"]:
@@ -145,6 +160,10 @@ def restore(parts: Parts, progress: Progress, checkpoint: Path) -> None:
     if (reference := _reference(parts)) is not None and own["reference"]:
         reference.restore(own["reference"])
     _set_random_state(own["random"])
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def _reference(parts: Parts) -> Teacher | None:

@@ -185,7 +185,8 @@ def _log(parts: Parts, progress: checkpoint.Progress, hooks: Hooks, book: Book, 
     add_texts(progress.meter, [scored.sample for scored in result.samples], book.tokenizer.decode)
     if book.privileged_kl and parts.teacher is not None:
         with parts.whole() if parts.runs_student else nullcontext():  # a self-teacher is the student
-            add_privileged_kl(progress.meter, parts.teacher, [scored.sample for scored in result.samples])
+            samples = [scored.sample for scored in result.samples]
+            add_privileged_kl(parts.accelerator, progress.meter, parts.teacher, samples)
     metrics = progress.meter.result(parts.accelerator)
     drift = length_drift(state.log_history, metrics.get("completion_length/mean", 0.0))
     metrics |= {} if drift is None else {"completion_length/drift": drift}

@@ -3,17 +3,21 @@ what its privileged prompt does to the teacher."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from accelerate import Accelerator
+
 from limbeck.rewards.monitors import hedging_share, ngrams
 from limbeck.signal import Sample
 from limbeck.teachers import Teacher
+from limbeck.train import parallel
 from limbeck.train.meter import Meter
 
 QUOTE = 8  # words in a row
-PRIVILEGED = 2  # rows a logging step, on each process
+PRIVILEGED = 2  # rows a logging step, over all processes
 FIRST = 3  # lines of the log that lengths are compared with
 
 
@@ -31,12 +35,23 @@ def add_texts(meter: Meter, samples: Sequence[Sample], decode: Callable[[Sequenc
             meter.add("text/quotes", float(quotes_reference(text, reference, prompt)), 1)
 
 
-def add_privileged_kl(meter: Meter, teacher: Teacher, samples: Sequence[Sample]) -> None:
-    """Adds `privileged_kl` of the first PRIVILEGED samples that have a privileged prompt: two forwards of each."""
-    for sample in [s for s in samples if s.tokens.teacher is not None][:PRIVILEGED]:
-        values = teacher.privileged_kl(sample)
+def add_privileged_kl(accelerator: Accelerator, meter: Meter, teacher: Teacher, samples: Sequence[Sample]) -> None:
+    """Adds `privileged_kl` of PRIVILEGED of the samples that have a privileged prompt: two forwards of each. They are
+    chosen by their content among all ranks', so that it is the same few however many ranks there are. Every rank must
+    call it."""
+    own = {_lot(s): s for s in samples if s.tokens.teacher is not None}
+    by_rank = parallel.gather(accelerator, list(own))
+    for lot in sorted({lot for lots in by_rank for lot in lots})[:PRIVILEGED]:
+        if next(rank for rank, lots in enumerate(by_rank) if lot in lots) != accelerator.process_index:
+            continue
+        values = teacher.privileged_kl(own[lot])
         if values is not None:
             meter.add("privileged_kl", float(values.double().sum()), values.numel())
+
+
+def _lot(sample: Sample) -> bytes:
+    """A draw that only the sample decides."""
+    return hashlib.sha256(repr((sample.example.origin, sample.tokens)).encode()).digest()
 
 
 def reference_of(columns: Mapping[str, Any]) -> str | None:

@@ -26,6 +26,13 @@ def keep_group() -> None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(torch.distributed.group.WORLD))
 
 
+def leave_group() -> None:
+    """At the end of a command that all processes have finished. A script that trains twice needs its group until then,
+    and a process that fails must not wait for the others here."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def total(accelerator: Accelerator, value: float) -> float:
     """Sum over ranks, exact for counts below 2^53."""
     if accelerator.num_processes == 1:
@@ -58,16 +65,16 @@ def split_evenly(items: Sequence[T], parts: int) -> list[list[T]]:
 
 @contextmanager
 def together(accelerator: Accelerator) -> Iterator[None]:
-    """An error inside, on any rank, is raised on all of them. Every rank must come by."""
+    """An error of ours inside, on any rank, is raised on all of them. Every rank must come by."""
     own: LimbeckError | None = None
     try:
         yield
     except LimbeckError as error:
         own = error
     errors = gather(accelerator, own)
-    found = own or next((error for error in errors if error is not None), None)
-    if found is not None:
-        raise found
+    rank = next((rank for rank, error in enumerate(errors) if error is not None), None)
+    if rank is not None:  # one error for all, and for its own rank with its traceback
+        raise (own if rank == accelerator.process_index and own is not None else errors[rank])
 
 
 @contextmanager

@@ -291,7 +291,7 @@ def learn(parts: Parts, batches: list[list[Scored]], source: Source, *, stats: b
             value = float(part.detach())
             culprits += [] if math.isfinite(value) else [s.sample for s in batch]
             if i == n_forwards - 1:  # reduced before the last backward, which is where ranks exchange gradients
-                _stop_if(parallel.total(accelerator, len(culprits)) > 0, "loss", culprits)
+                _stop_if(accelerator, parallel.total(accelerator, len(culprits)) > 0, "loss", culprits)
             accelerator.backward(part)
         loss_sum += value
         known = {n: x[~x.isnan()] for n, x in _by_teacher(token_stats, batch).items()}  # a filtered token has none
@@ -308,7 +308,7 @@ def learn(parts: Parts, batches: list[list[Scored]], source: Source, *, stats: b
     for gradient in (p.grad for p in parameters if p.grad is not None):
         gradient.mul_(accelerator.num_processes / amount)
     norm = float(accelerator.clip_grad_norm_(parameters, plan.max_grad_norm or math.inf))  # type: ignore[arg-type]
-    _stop_if(not math.isfinite(norm), "gradient", [s.sample for s in flat])
+    _stop_if(accelerator, not math.isfinite(norm), "gradient", [s.sample for s in flat])
     learning_rate = parts.optimizer.param_groups[0]["lr"]
     if norm > 0:  # no rows, or a student equal to its teacher: weight decay alone must not move the weights
         parts.optimizer.step()
@@ -384,12 +384,14 @@ def shares(batch: Batch, packs: bool) -> dict[str, tuple[int, int]]:
     }
 
 
-def _stop_if(broken: bool, what: str, samples: Sequence[Sample]) -> None:
+def _stop_if(accelerator: Accelerator, broken: bool, what: str, samples: Sequence[Sample]) -> None:
+    """broken: the same on all ranks, which raise an error of the same words."""
     if not broken:
         return
+    by_rank = parallel.gather(accelerator, [s.example.origin for s in samples[:4]])
     error = NonFinite(
         f"the {what} is not finite",
-        where=", ".join(s.example.origin for s in samples[:4]) or "on another rank",
+        where=", ".join([origin for origins in by_rank for origin in origins][:4]),
         fix="lower --learning_rate, or try --mixed_precision no; nothing was updated, the rows are in the run folder",
     )
     error.samples = samples

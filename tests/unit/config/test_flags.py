@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from limbeck.config import Config, parse, resolve_defaults, to_yaml
-from limbeck.config.commands import EvalConfig, GenerateConfig, PlanConfig, ShrinkConfig
+from limbeck.config.beside import EvalConfig, GenerateConfig, PlanConfig, ShrinkConfig
 from limbeck.config.flags import located, read
 from limbeck.errors import ConfigError
 

@@ -13,7 +13,7 @@ import httpx
 import torch
 import uvicorn
 
-from limbeck.config.commands import Serve
+from limbeck.config.beside import Serve
 from limbeck.models import load_model, load_tokenizer
 from limbeck.serve.app import make_app
 from limbeck.serve.listen import bind

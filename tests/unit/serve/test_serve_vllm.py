@@ -16,7 +16,7 @@ from tests.support import env
 
 from limbeck.cli.main import main
 from limbeck.config import parse
-from limbeck.config.commands import DeployConfig
+from limbeck.config.beside import DeployConfig
 from limbeck.serve.vllm import command
 
 STAND_IN = """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,9 @@ from limbeck.data.formats import Example
 from limbeck.data.rendered import Rendered
 from limbeck.signal import Sample, Source
 from limbeck.teachers import Teacher
+from limbeck.train import parallel
 from limbeck.train.meter import Meter
-from limbeck.train.monitors import add_privileged_kl, add_texts, length_drift, quotes_reference, reference_of
+from limbeck.train.monitors import _lot, add_privileged_kl, add_texts, length_drift, quotes_reference, reference_of
 
 SOLUTION = "add one and two and then you get three as a sum"
 TEXTS = {1: "the question is this", 2: f"hmm so {SOLUTION}", 3: "wait maybe four", 4: "five"}
@@ -60,16 +63,28 @@ class Told(Teacher):
         return None if value == 3 else torch.full((value,), float(value))
 
 
-def test_the_first_two_privileged_rows_are_measured() -> None:
+def test_two_privileged_rows_are_measured_whoever_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     def privileged(response: int) -> Sample:
         s = sample(response)
         return replace(s, tokens=replace(s.tokens, teacher=s.tokens))
 
-    meter = Meter()
-    add_privileged_kl(meter, Told(), [sample(9), privileged(2), sample(8), privileged(5), privileged(7)])
-    assert meter.mean["privileged_kl"] == [2 * 2 + 5 * 5, 2 + 5]
-    add_privileged_kl(meter, Told(), [privileged(3)])  # a teacher that cannot say
-    assert meter.mean["privileged_kl"] == [29, 7]
+    def measured(*by_rank: list[Sample]) -> list[float]:
+        """(sum, count) over ranks that hold these samples."""
+        keys = [[_lot(s) for s in own if s.tokens.teacher is not None] for own in by_rank]
+        monkeypatch.setattr(parallel, "gather", lambda accelerator, value: keys)
+        meter = Meter()
+        for rank, own in enumerate(by_rank):
+            accelerator: Any = SimpleNamespace(process_index=rank, num_processes=len(by_rank))
+            add_privileged_kl(accelerator, meter, Told(), own)
+        return meter.mean["privileged_kl"]
+
+    rows = [sample(9), privileged(2), sample(8), privileged(5), privileged(7)]
+    total, count = measured(rows)
+    pairs = {(a * a + b * b, a + b) for a, b in ((2, 5), (2, 7), (5, 7))}
+    assert (total, count) in pairs
+    assert measured(rows[3:], rows[:3]) == measured(rows[:1], rows[1:]) == [total, count]
+    assert measured(rows, rows[::-1]) == [total, count]  # the same text on two ranks counts once
+    assert measured([privileged(3)]) == [0, 0]  # a teacher that cannot say
 
 
 def test_drift_is_against_the_first_lines() -> None:
