@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
@@ -25,14 +26,16 @@ from limbeck.rewards.base import Missing
 KEPT = 1024  # results remembered: accuracy and cosine ask about the same rows
 WORKER = Path(__file__).with_name("math_worker.py")
 Pair = tuple[str, str]
+Tasks = SimpleQueue[tuple[Pair, Future[float]] | None]
 
 
 class MathPool:
-    """limit: seconds a row; workers: processes. Both processes and threads start at the first use. Thread-safe."""
+    """limit: seconds a row; workers: processes. Both processes and threads start at the first use, and end when nobody
+    holds the pool any more. Thread-safe."""
 
     def __init__(self, limit: float = 5.0, workers: int = 2) -> None:
         self.limit, self.workers = limit, workers
-        self._tasks: SimpleQueue[tuple[Pair, Future[float]]] = SimpleQueue()
+        self._tasks: Tasks = SimpleQueue()
         self._known: OrderedDict[Pair, Future[float]] = OrderedDict()
         self._lock = threading.Lock()
         self._started = False
@@ -48,8 +51,12 @@ class MathPool:
             if not self._started:
                 self._started = True
                 for _ in range(self.workers):
-                    # daemons: a queue of slow rows must not hold up the end of the program
-                    threading.Thread(target=self._serve, name="math-verify", daemon=True).start()
+                    # daemons: a queue of slow rows must not hold up the end of the program. They know the queue and not
+                    # the pool, which they would keep alive
+                    threading.Thread(
+                        target=_serve, args=(self._tasks, self.limit), name="math-verify", daemon=True
+                    ).start()
+                    weakref.finalize(self, self._tasks.put, None)
             future = self._known.get(pair)
             if future is None or future.cancelled():
                 future = self._known[pair] = Future()
@@ -59,20 +66,25 @@ class MathPool:
                 self._known.popitem(last=False)
             return future
 
-    def _serve(self) -> None:
-        process: subprocess.Popen[str] | None = None
-        while True:
-            pair, future = self._tasks.get()
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                process = process or _start()
-                answer = _exchange(process, pair, self.limit)
-            except OSError as error:
-                answer, process = Missing(f"math-verify could not be started: {error.strerror}"), None
-            if process is not None and process.poll() is not None:
-                process = None
-            future.set_result(answer)
+
+def _serve(tasks: Tasks, limit: float) -> None:
+    """One thread and its process: answers until it is told None."""
+    process: subprocess.Popen[str] | None = None
+    while (task := tasks.get()) is not None:
+        pair, future = task
+        if not future.set_running_or_notify_cancel():
+            continue
+        try:
+            process = process or _start()
+            answer = _exchange(process, pair, limit)
+        except OSError as error:
+            answer, process = Missing(f"math-verify could not be started: {error.strerror}"), None
+        if process is not None and process.poll() is not None:
+            process = None
+        future.set_result(answer)
+    if process is not None:
+        with process:  # the end of its input is the end of the process
+            pass
 
 
 @cache

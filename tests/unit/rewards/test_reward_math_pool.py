@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from limbeck.rewards import RewardOptions, named_rewards, score
+from limbeck.rewards import RewardOptions, math_pool, named_rewards, score
 from limbeck.rewards.base import Missing
 from limbeck.rewards.math_pool import MathPool
 
@@ -22,6 +22,16 @@ def test_a_slow_row_is_missing_and_its_neighbours_are_not():
     pool = MathPool(limit=1.0, workers=1)
     pairs = [("7", "7"), ("7", SLOW), ("7", "8"), ("7", "$\\frac{14}{2}$")]  # the last two by the process's successor
     assert reasons(pool.verify(pairs)) == [1.0, "took longer than 1 s", 0.0, 1.0]
+
+
+def test_its_processes_end_with_it(monkeypatch):
+    started, real = [], math_pool._start
+    monkeypatch.setattr(math_pool, "_start", lambda: started.append(real()) or started[-1])
+    pool = MathPool(workers=2)
+    assert pool.verify([("7", "7"), ("7", "8"), ("7", "9")]) == [1.0, 0.0, 0.0]
+    assert started and all(process.poll() is None for process in started)
+    del pool
+    assert [process.wait(timeout=30) for process in started] == [0] * len(started)
 
 
 def test_a_solution_that_is_no_mathematics_is_missing():
@@ -54,8 +64,6 @@ def test_a_process_that_was_killed_is_replaced(monkeypatch):
     def start():
         started.append(real())
         return started[-1]
-
-    from limbeck.rewards import math_pool
 
     real = math_pool._start
     monkeypatch.setattr(math_pool, "_start", start)
