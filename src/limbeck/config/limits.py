@@ -6,6 +6,7 @@ Errors are told apart by their type's name and their words, so that nothing here
 from __future__ import annotations
 
 import errno
+import os
 import traceback
 from typing import Any
 
@@ -63,7 +64,8 @@ def limit_of(error: BaseException, config: Room | None) -> LimbeckError | None:
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or any(words in text.lower() for words in _MEMORY):
         return _memory(error, text, config)
-    if isinstance(error, RuntimeError) and any(words in text.lower() for words in _GONE):
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and isinstance(error, RuntimeError) and any(words in text.lower() for words in _GONE):
         what, fix = "another process of this run has ended", "see what it said; if it said nothing, it was killed"
         return ProcessLost(what, where=text[:200], fix=fix)
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text
