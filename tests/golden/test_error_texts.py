@@ -39,7 +39,7 @@ def no_config(tiny: Path, tmp: Path) -> list[object]:
 
 def an_adapter(tiny: Path, tmp: Path) -> list[object]:
     model = get_peft_model(make_model(make_tokenizer()), LoraConfig(target_modules="all-linear"))
-    model.peft_config["default"].base_model_name_or_path = "org/base"
+    model.peft_config["default"].base_model_name_or_path = str(tmp / "base")
     model.save_pretrained(tmp / "adapter")
     return sides(tiny, model=tmp / "adapter")
 
@@ -135,7 +135,7 @@ Case = Callable[[Path, Path], list[object]]
 CASES: dict[str, Case] = {
     "a model that is not there": lambda tiny, tmp: sides(tiny, model=tmp / "gone"),
     "a model folder without a config": no_config,
-    "an adapter where a model is meant": an_adapter,
+    "an adapter whose base is not there": an_adapter,
     "an adapter that does not say its base": lost_base,
     "weights cut short": cut_weights,
     "a config that is not JSON": broken_config,
