@@ -31,7 +31,7 @@ def describe(
     temperature 1 (the teacher's only where it is known). "student_top" and "teacher_top" [N] are lists of (token as
     text, probability), likeliest first, at temperature 1 too: the teacher's only where its likeliest ids are known.
     On path B "advantage" [N] is what the token was judged, the reward's part and the teacher's together, and "logratio"
-    [N] the teacher's d_t in it.
+    [N] the teacher's d_t in it, of the student that was asked; "student_logp" is of the student after the step.
     """
     training = student.training
     student.eval()
