@@ -39,6 +39,30 @@ for name in ("one", "two"):
     limbeck.distil(output_dir=f"{out}/{name}", **flags)
 """
 
+# gloo's threads get what nobody else wants of one core, so that they still hold tensors as the script ends
+LATE = """
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from limbeck.train import parallel
+
+accelerator = Accelerator(cpu=True)
+parallel.keep_group()
+model = accelerator.prepare_model(torch.nn.Linear(8, 8))
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+for task in map(int, os.listdir("/proc/self/task")):
+    os.sched_setaffinity(task, os.sched_getaffinity(0))
+    if task != os.getpid():
+        os.sched_setscheduler(task, os.SCHED_IDLE, os.sched_param(0))
+for i in range(5):
+    model(torch.randn(3, 8)).sum().backward()
+    gather_object([i])
+"""
+
 
 def torchrun(folder: Path, script: str, *argv: object) -> subprocess.CompletedProcess[str]:
     file = folder / "script.py"
@@ -74,6 +98,12 @@ def test_a_script_may_train_twice(tiny: Path, tmp_path: Path) -> None:
     assert [row["loss"] for row in two] == [row["loss"] for row in one] and len(one) == 2
     for name in ("one", "two"):
         assert list((tmp_path / name / "tensorboard").glob("events*")), name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets the scheduling of threads by Linux's means")
+def test_a_process_that_ends_before_its_threads_does_not_abort(tmp_path: Path) -> None:
+    done = torchrun(tmp_path, LATE)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def test_what_is_wrong_with_a_flag_is_said_once(tmp_path: Path) -> None:

@@ -145,6 +145,7 @@ def broken_on_one_rank(accelerator: Accelerator) -> str:
 
 def main(folder: str) -> None:
     accelerator = Accelerator(cpu=True)
+    parallel.keep_group()
     found = {name: steps(accelerator, case) for name, case in CASES.items()}
     said = parallel.gather(accelerator, broken_on_one_rank(accelerator))
     if accelerator.is_main_process:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
+from threading import get_native_id
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +28,30 @@ def keep_group() -> None:
     runs with two processes on a busy machine two hung for ever as they ended. Threads end with the process."""
     if torch.distributed.is_initialized():
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(torch.distributed.group.WORLD))
+        atexit.unregister(_let_threads_finish)  # once, however many runs a process makes
+        atexit.register(_let_threads_finish)
+
+
+def _let_threads_finish() -> None:
+    """A thread of gloo that comes to drop its last tensors when the interpreter is already ending is ended inside C++
+    code that allows no such thing, and the process aborts ("terminate called without an active exception") after all
+    its work. So the process sleeps, without the interpreter's lock, until no other thread of it runs."""
+    for _ in range(100):  # one second; a logger's thread may go on for longer
+        time.sleep(0.01)
+        if not _others_running():
+            return
+
+
+def _others_running() -> bool:
+    """Where the system tells, by /proc: the state is the first field after the name in brackets."""
+    others = (task for task in Path("/proc/self/task").glob("*/stat") if task.parent.name != str(get_native_id()))
+    for stat in others:
+        try:
+            if stat.read_text().rpartition(")")[2].split()[0] == "R":
+                return True
+        except OSError:  # it has ended meanwhile
+            continue
+    return False
 
 
 def leave_group() -> None:
