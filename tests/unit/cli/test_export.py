@@ -97,6 +97,9 @@ def test_gguf_is_written_by_the_tool_and_missed_by_name(tiny: Path, tmp_path: Pa
     tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
     assert export(*argv, tmp_path / "again") == 2
     assert "Model LlamaForCausalLM is not supported" in capsys.readouterr().err
+    tool.write_text("import a_package_that_nobody_has")
+    assert export(*argv, tmp_path / "third") == 2
+    assert "fix:   `pip install a_package_that_nobody_has`" in capsys.readouterr().err
 
 
 class Stub(BaseHTTPRequestHandler):
