@@ -1,8 +1,8 @@
 """ms-swift's GKD trainer on the benchmark's rows: python swift_gkd.py JOB.json
 
-Rows go in as messages and through its chatml template, which ends a turn as SmolLM2's own does and trains the same
-tokens. Its loss is the mean of the micro-batches' token means; with one sequence a micro-batch and lengths that differ
-this is another number than the mean over the step's tokens.
+Rows go in as messages and through its chatml template: SmolLM2's own without the system turn, and with the newline
+after the last `<|im_end|>` as one more trained token. Its loss is the mean of the micro-batches' token means; with one
+sequence a micro-batch and lengths that differ this is another number than the mean over the step's tokens.
 """
 
 from __future__ import annotations
