@@ -24,6 +24,7 @@ COMMON = (
 GKD = ("--rlhf_type", "gkd")
 TOLD = ("--teacher_prompt_template", "{{ prompt }} the answer: {{ response }}")
 MOVED = ("--log_privileged_kl", True)
+REWARDS = ("--reward_funcs", "repetition", "--advantage_estimator", "reinforce_plus_plus")
 FULL, LORA = ("--tuner_type", "full"), ("--tuner_type", "lora")
 # name: (student, teacher or none, flags)
 CASES: dict[str, tuple[str, str | None, tuple[object, ...]]] = {
@@ -57,7 +58,10 @@ CASES: dict[str, tuple[str, str | None, tuple[object, ...]]] = {
         (*GKD, *FULL, "--lmbda", 0, "--teacher_source", "ema", "--teacher_ema_decay", 0.5, *TOLD),
     ),
     # one token is left to draw from, so that all ranks draw alike
-    "opd": ("tied", "teacher", ("--rlhf_type", "grpo", *FULL, "--top_k", 1, "--beta", 0.1, "--eval_on_policy")),
+    "opd": (
+        *("tied", "teacher"),
+        ("--rlhf_type", "grpo", *FULL, "--top_k", 1, "--beta", 0.1, "--num_generations", 1, *REWARDS),
+    ),
     "sft": ("untied", None, FULL),
 }
 KINDS = {"one": (1, ()), "ddp": (2, ()), "fsdp2": (2, ("--fsdp", "fsdp2"))}
@@ -113,6 +117,7 @@ def test_two_processes_are_one(runs: Path, case: str, kind: str) -> None:
             assert b[name] == pytest.approx(a[name], rel=2e-4, abs=2e-6), (a["step"], name)
     for a, b in zip(metrics(runs / "one" / case, "eval"), metrics(runs / kind / case, "eval"), strict=True):
         assert b.keys() == a.keys()
+        assert ("eval_on_policy_reward" in a) == (case == "opd")
         for name in {name for name in a if name.startswith("eval_")} | {"eval_loss", "eval_tokens", "eval_rows"}:
             assert b[name] == pytest.approx(a[name], rel=2e-4, abs=2e-6), (a["step"], name)
     before, ours, theirs = weights(runs, case, None), weights(runs, case, kind), weights(runs, case, "one")

@@ -90,10 +90,12 @@ def _run_choices(config: Config) -> Iterator[Choice]:
     run, data = config.run, config.data
     if data.data_seed is None:
         yield Choice("data_seed", run.seed, "the run's seed")
+    held_out = bool(data.val_dataset) or data.split_dataset_ratio > 0
     if run.eval_strategy is None:
-        held_out = bool(data.val_dataset) or data.split_dataset_ratio > 0
         reason = "there are held-out rows" if held_out else "there are no held-out rows"
         yield Choice("eval_strategy", "steps" if held_out else "no", reason)
+    if run.eval_on_policy is None and config.method.rlhf_type == "grpo" and held_out and run.eval_strategy != "no":
+        yield Choice("eval_on_policy", True, "grpo learns from the student's own answers, so they are judged")
     if run.eval_steps is None:
         yield Choice("eval_steps", run.save_steps, "as often as checkpoints are written")
     if run.greater_is_better is None:

@@ -196,9 +196,9 @@ RULES: tuple[Rule, ...] = (
         ("eval_strategy",),
     ),
     Rule(
-        "on-policy evaluation without a teacher",
-        lambda c: c.config.run.eval_on_policy and c.row.source == "none",
-        "--eval_on_policy compares fresh samples with a teacher, and there is none",
+        "on-policy evaluation with nobody to judge",
+        lambda c: bool(c.config.run.eval_on_policy) and c.row.source == "none" and not c.has_rewards,
+        "--eval_on_policy has fresh samples judged by a teacher or by rewards, and there is neither",
         "leave it out, or add --teacher_model",
         ("eval_on_policy",),
     ),

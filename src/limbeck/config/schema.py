@@ -282,8 +282,8 @@ class Run(Room):
     """When to evaluate; by default every --eval_steps where there are held-out rows."""
     eval_steps: Count | None = None
     """Steps between evaluations; by default --save_steps."""
-    eval_on_policy: bool = False
-    """Evaluate on fresh samples too, under metric names of their own."""
+    eval_on_policy: bool | None = None
+    """Evaluate on fresh samples too, under metric names of their own; by default for grpo."""
     logging_steps: Count = 5
     """Steps between lines of the log."""
     resume_from_checkpoint: str | None = None

@@ -45,7 +45,11 @@ CURVES = (
             ("eval_on_policy_loss", "held out, own answers"),
         ),
     ),
-    Chart("Reward", "mean of the samples", (("reward", "weighted sum"),)),
+    Chart(
+        "Reward",
+        "mean of the samples",
+        (("reward", "weighted sum"), ("eval_on_policy_reward", "held out, own answers")),
+    ),
     Chart(
         "Teacher's k3 estimate of the reverse KL",
         "nats/token",

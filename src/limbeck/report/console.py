@@ -22,7 +22,7 @@ FIELDS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("topk_reverse_kl", "topk_rev_kl", number),
     ("top1_agreement", "agree", percent),
     ("ce", "ce", number),
-    ("reward/mean", "reward", number),
+    ("reward", "reward", number),
     ("completion_length/mean", "length", number),
     ("truncated_share", "cut", percent),
     ("grad_norm", "grad", number),
@@ -124,6 +124,7 @@ def line(metrics: dict[str, Any], clock: _Clock | None = None) -> str:
     if is_eval:
         fresh = not any(f"eval_{name}" in metrics for name, *_ in FIELDS)  # samples of the student's own, and no others
         values = {key.removeprefix("eval_on_policy_" if fresh else "eval_"): v for key, v in metrics.items()}
+        values.setdefault("reward", metrics.get("eval_on_policy_reward"))  # only fresh samples have one
     else:
         fresh, values = False, metrics
     step = metrics.get("step", "?")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -58,6 +59,8 @@ OWN = KNOWN | {
 SHARES = ("top1_agreement", "accuracy", "truncated_share")
 COUNTS = ("tokens", "rows", "examples", "samples", "sequences")
 HIDDEN = ("refused", "divergence", "teacher_kl")  # a count, what the loss says already, and what estimates nothing here
+# of the rewards the means are shown; how they spread and how many failed is in metrics.jsonl
+NO_MEAN = re.compile("reward_(std|missing)|rewards/.+/(std|missing|failed)")
 
 
 def evaluation_of(run: Run) -> Any:
@@ -68,7 +71,7 @@ def evaluation_of(run: Run) -> Any:
     first, last = run.evals[0], run.evals[-1]
     sides = {"before": first if first["step"] == 0 else {}, "after": last if last["step"] > 0 else {}}
     return {
-        side: {key: value for key, value in row.items() if _plain(key) in (*OWN, *COUNTS)}
+        side: {k: v for k, v in row.items() if (plain := _plain(k)) in (*OWN, *COUNTS) or plain.startswith("rewards/")}
         for side, row in sides.items()
     }
 
@@ -82,6 +85,10 @@ def measures(evaluation: Any) -> list[Measure]:
     known = [*KNOWN, *(f"{ON_POLICY}{key}" for key in OWN)]
     keys = [key for key in dict.fromkeys([*known, *before, *after]) if key in before or key in after]
     keys.sort(key=lambda key: key.startswith(ON_POLICY))
+    for prefix in ("", ON_POLICY):  # a policy's loss has no meaning outside of training: there it is the cross-entropy
+        loss, ce = ([side.get(f"{prefix}{key}", 0.0) for side in (before, after)] for key in ("loss", "ce"))
+        if all(math.isclose(a, b, rel_tol=1e-5) for a, b in zip(loss, ce, strict=True)):
+            keys = [key for key in keys if key != f"{prefix}loss"]
     return [_measure(key, before.get(key), after.get(key)) for key in keys]
 
 
@@ -97,7 +104,8 @@ def held_out(evaluation: Any, *, on_policy: bool = False) -> str:
 
 def _shown(key: str) -> bool:
     plain = key.removeprefix(ON_POLICY)
-    return plain not in (*COUNTS, *HIDDEN) or (key != plain and plain in OWN)
+    hidden = plain in (*COUNTS, *HIDDEN) or NO_MEAN.fullmatch(plain) is not None
+    return not hidden or (key != plain and plain in OWN)
 
 
 def _plain(key: str) -> str:
@@ -115,7 +123,10 @@ def _numbers(side: Any) -> dict[str, float]:
 
 def _measure(key: str, before: float | None, after: float | None) -> Measure:
     plain, on_policy = key.removeprefix(ON_POLICY), key.startswith(ON_POLICY)
-    name, unit, better = (OWN if on_policy else KNOWN).get(plain, (plain.replace("_", " "), "", 0))
+    known = OWN if on_policy else KNOWN
+    if part := re.fullmatch("rewards/(.+)/mean", plain):
+        known = {plain: (f"Reward {part[1]}", "", 1)}
+    name, unit, better = known.get(plain, (plain.replace("_", " "), "", 0))
     show: Callable[[Any], str] = percent if plain in SHARES else number
     change, verdict, share = MISSING, "", None
     if before is not None and after is not None and math.isfinite(before) and math.isfinite(after):

@@ -1,4 +1,4 @@
-"""Held-out divergences: the student against the teacher on given samples, no draws, no dropout, nothing learnt."""
+"""Held-out measures: the student against the teacher on given samples, and their rewards; nothing is learnt."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from accelerate import Accelerator
 
+from limbeck.rewards import join_tables
 from limbeck.signal import Sample, Scored, Signal
 from limbeck.teachers import Teacher
 from limbeck.train.meter import Meter
-from limbeck.train.parallel import highest, own_part, together
+from limbeck.train.parallel import gather, highest, own_part, together
+from limbeck.train.policy import Reward
 from limbeck.train.step import ask, micro_batch, micro_batches
 from limbeck.train.student import StudentStep
 
@@ -24,9 +26,11 @@ def evaluate(
     *,
     batch_size: int,
     pad_id: int,
+    reward: Reward | None = None,
 ) -> dict[str, float]:
     """Means over the active tokens of `samples` (all ranks): "loss" as in training, and every per-token statistic of
     the objective, such as "forward_kl", "reverse_kl", "top1_agreement", "ce"; "tokens", "rows", "refused" are counts.
+    With `reward` also `RewardTable.metrics` of all samples, refused ones too: "reward", "rewards/NAME/mean", ...
 
     student: a `StudentStep`, not wrapped for several processes. Every rank must call it.
     """
@@ -59,4 +63,9 @@ def evaluate(
     for name, count in counts.items():
         meter.add(name, count * accelerator.num_processes, 1)
     result = meter.result(accelerator)
-    return result | {name: int(result[name]) for name in counts}
+    rewards: dict[str, float] = {}
+    if reward is not None and samples:
+        with together(accelerator):
+            own = reward(own_part(accelerator, samples))
+        rewards = join_tables(gather(accelerator, own)).metrics()
+    return result | {name: int(result[name]) for name in counts} | rewards

@@ -227,11 +227,11 @@ def _evaluate(
 ) -> dict[str, float]:
     """Scores the held-out samples, logs them, and names the best checkpoint so far."""
     state, metrics = progress.state, {}
+    options = {"batch_size": book.eval_batch, "pad_id": parts.pad_id}
     for prefix, samples in held_out(state.global_step).items():
+        reward = parts.judge.reward if parts.judge is not None and prefix == "eval_on_policy_" else None
         with parts.whole() as student:
-            values = evaluate(
-                parts.accelerator, student, parts.teacher, samples, batch_size=book.eval_batch, pad_id=parts.pad_id
-            )
+            values = evaluate(parts.accelerator, student, parts.teacher, samples, reward=reward, **options)
         metrics |= {prefix + name: value for name, value in values.items()}
     if not metrics:
         return {}

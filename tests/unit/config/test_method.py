@@ -237,9 +237,9 @@ policy gradient behind it
   where: --eval_strategy steps
   fix:   add --val_dataset, or --split_dataset_ratio 0.05 to hold some of the training rows out""",
     ),
-    "on-policy evaluation without a teacher": (
+    "on-policy evaluation with nobody to judge": (
         {"rlhf_type": None, "eval_on_policy": True},
-        """error: --eval_on_policy compares fresh samples with a teacher, and there is none
+        """error: --eval_on_policy has fresh samples judged by a teacher or by rewards, and there is neither
   where: --eval_on_policy true
   fix:   leave it out, or add --teacher_model""",
     ),

@@ -59,10 +59,14 @@ def test_one_line_a_step_off_a_terminal():
     console.step({"step": 10, "kind": "train", "loss": 0.43214, "learning_rate": 1e-5, "unknown": 3, "ce": None})
     console.tick(11)
     console.step({"step": 10, "kind": "eval", "eval_loss": 0.5, "eval_top1_agreement": 0.25})
+    console.step({"step": 11, "kind": "train", "reward": 0.25})
+    console.step({"step": 11, "kind": "eval", "eval_loss": 0.5, "eval_on_policy_reward": 0.75})
     console.close()
-    first, second = out.getvalue().splitlines()
+    first, second, third, fourth = out.getvalue().splitlines()
     assert first.startswith("step 10/40  loss 0.4321  lr 1e-5  eta ")
     assert second == "eval at 10  loss 0.5  agree 25.0%"
+    assert third.startswith("step 11/40  reward 0.25  ")
+    assert fourth == "eval at 11  loss 0.5  reward 0.75"
 
 
 def test_steps_before_a_resume_do_not_enter_the_estimate(monkeypatch):

@@ -282,6 +282,18 @@ def test_measures_of_before_and_after():
     assert measures(None) == measures({}) == measures([]) == []
 
 
+def test_of_rewards_the_means_are_shown_and_of_a_policy_no_loss():
+    side = {"loss": 1.0, "ce": 1.0000001, "reward": 0.5, "reward_std": 0.1, "reward_missing": 0.0}
+    side |= {"rewards/exact/mean": 0.25, "rewards/exact/std": 0.1, "rewards/exact/missing": 0.0}
+    before = {f"eval_on_policy_{key}": value for key, value in side.items()}
+    rows = measures({"before": before, "after": before | {"eval_on_policy_rewards/exact/mean": 0.5}})
+    assert [(row.name, row.on_policy, row.verdict) for row in rows] == [
+        ("Cross-entropy", True, ""),
+        ("Reward", True, ""),
+        ("Reward exact", True, "better"),
+    ]
+
+
 CHROMIUM = next((found for name in ("chromium", "google-chrome", "chrome") if (found := shutil.which(name))), None)
 
 
