@@ -17,6 +17,7 @@ from limbeck.config.flags import to_yaml
 from limbeck.config.routes import routes_of
 from limbeck.config.schema import Config, Model
 from limbeck.models import add_lora, describe, skeleton
+from limbeck.report.hub import api
 from limbeck.train.build import build, make_accelerator
 from limbeck.train.preflight import preflight
 from limbeck.train.prepare import Prepared, prepare, rows_by_teacher, teachers_here
@@ -155,7 +156,7 @@ def _size(count: float) -> str:
 
 
 def _sent(prepared: Prepared) -> list[str]:
-    """What leaves this process, and what for: every teacher, and every tracker."""
+    """What leaves this process, and what for: every teacher, every tracker, and the hub."""
     config, teacher = prepared.config, prepared.config.teacher
     tokens = sum(len(t.prompt_ids) + len(t.response_ids) for _, t in prepared.rows)
     whole = f"token ids of prompts and responses ({tokens:,} in the rows, and the student's own)"
@@ -171,7 +172,11 @@ def _sent(prepared: Prepared) -> list[str]:
         lines = [f"the student itself ({cells['source']}): the same rows; {answer}"]
     trackers = [name for name in config.report.report_to if name != "none"]
     lines += [f"{name}: metrics and the configuration; no rows, no text" for name in trackers]
-    return [*lines, *([] if addresses or trackers else ["nothing leaves this machine"])]
+    if config.hub.push_to_hub:
+        named = config.hub.hub_model_id or Path(config.run.output_dir or "output").name
+        lines.append(f"{api().endpoint}: the model, its tokenizer and its card, as {named}; no rows, no samples")
+    leaves = addresses or trackers or config.hub.push_to_hub
+    return [*lines, *([] if leaves else ["nothing leaves this machine"])]
 
 
 def _row(out: Console, prepared: Prepared) -> None:
