@@ -26,6 +26,7 @@ from limbeck.config.limits import limit_of
 from limbeck.config.schema import Config
 from limbeck.errors import ConfigError, TrainError
 from limbeck.models import describe
+from limbeck.quiet import quiet
 from limbeck.report import (
     Console,
     MetricsFile,
@@ -65,6 +66,7 @@ def distil(config: Config | None = None, *, callbacks: Sequence[TrainerCallback]
 class Trainer:
     """One training run. `prepared` (rows, method, arithmetic) is there before any weight is loaded."""
 
+    @quiet()
     def __init__(self, config: Config, *, callbacks: Sequence[TrainerCallback] = ()) -> None:
         check_trackers(config.report.report_to)
         self.callbacks = list(callbacks)
@@ -76,6 +78,7 @@ class Trainer:
         if config.hub.push_to_hub:
             self.hub_name = check_hub(self.hub_name)
 
+    @quiet()
     def fit(self) -> Outcome:
         """Trains, evaluates, and leaves the run folder: see docs/run-folder.md. Raises LimbeckError; where memory or
         disk run out it says what to lower, from the resolved flags."""
