@@ -8,8 +8,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# A tokenizer's guess at what its model can read: `train.prepare` compares lengths with the models' own limits.
-TOKENIZERS, TOO_LONG = "transformers.tokenization_utils_base", "Token indices sequence length is longer than"
+# Logger -> how its words begin. Lengths are compared with the models' own limits in train/lengths.py, before the run.
+HELD_BACK = {
+    "transformers.tokenization_utils_base": "Token indices sequence length is longer than",
+    "transformers.generation.stopping_criteria": "This is a friendly reminder - the current text generation call",
+}
 # Said where the first update is left out because its gradient is zero (train/step.py): the rate moves on all the same.
 SCHEDULER = r"Detected call of `lr_scheduler\.step\(\)` before"
 
@@ -22,13 +25,14 @@ def quiet(*, errors_only: bool = False) -> Iterator[None]:
     errors_only: nothing else below an error from transformers either. Where transformers is not imported yet there are
     no bars to stop: a function that imports it later asks for quiet itself.
     """
-    tokenizers, everything = logging.getLogger(TOKENIZERS), logging.getLogger("transformers")
-    level, transformers = everything.level, sys.modules.get("transformers")
+    everything, transformers = logging.getLogger("transformers"), sys.modules.get("transformers")
+    level, loggers = everything.level, [logging.getLogger(name) for name in HELD_BACK]
 
     def other(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(TOO_LONG)
+        return not record.getMessage().startswith(HELD_BACK[record.name])
 
-    tokenizers.addFilter(other)
+    for logger in loggers:
+        logger.addFilter(other)
     if errors_only:
         everything.setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -41,4 +45,5 @@ def quiet(*, errors_only: bool = False) -> Iterator[None]:
             if bars:
                 bars.set_tqdm_hook(shown)
             everything.setLevel(level)
-            tokenizers.removeFilter(other)
+            for logger in loggers:
+                logger.removeFilter(other)
