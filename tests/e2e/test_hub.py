@@ -97,6 +97,16 @@ def test_a_run_from_the_hub_to_the_hub_and_back(hub: Hub, tiny: Path, tmp_path: 
     assert any(bool((one[key] != other[key]).any()) for key in other)
 
 
+def test_rows_of_the_hub_are_taken_as_they_come(hub: Hub, tiny: Path, tmp_path: Path) -> None:
+    rows(hub, "us/rows", tmp_path, n=50)
+    argv = ("plan", "--model", tiny / "student", "--teacher_model", tiny / "teacher", "--lmbda", 0)
+    done = hub.limbeck(*argv, "--dataset", "us/rows#5", "--streaming", home=tmp_path / "home", token="")
+    assert done.returncode == 0, done.stderr
+    assert "5 rows of us/rows" in done.stdout
+    assert "us/rows[train]:1;" in done.stdout  # the first of them is shown
+    assert "Generating" not in done.stderr  # nothing was written to a cache
+
+
 def test_what_export_pushes_names_a_whole_model(hub: Hub, tiny: Path, tmp_path: Path) -> None:
     """Merged, so no adapter any more; the card must not say otherwise."""
     run, out = tmp_path / "run", tmp_path / "student"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from limbeck.cli.masks import masked
 from limbeck.config.beside import PlanConfig
@@ -182,9 +183,8 @@ def _sent(prepared: Prepared) -> list[str]:
 def _row(out: Console, prepared: Prepared) -> None:
     """One row, and what the teacher reads instead where it reads something else."""
     example, tokens = next((row for row in prepared.rows if row[1].teacher), prepared.rows[0])
-    out.print(
-        f"\none row  ({example.origin}; what is learnt from stands in [green]green[/], between ⟦ and ⟧)", style="bold"
-    )
+    origin = escape(example.origin)  # of a hub id it has brackets
+    out.print(f"\none row  ({origin}; what is learnt from stands in [green]green[/], between ⟦ and ⟧)", style="bold")
     out.print(masked(tokens, prepared.tokenizer))
     if tokens.teacher is not None:
         out.print("\nthe same row as the teacher reads it", style="bold")

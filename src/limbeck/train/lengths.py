@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from limbeck.config.choices import SELF, MethodRow
 from limbeck.config.routes import ModelRoute, ServerRoute, routes_of
-from limbeck.config.schema import Config
+from limbeck.config.schema import Config, Model
 from limbeck.data.rendered import Rendered
 from limbeck.models import load_config, position_limit
 from limbeck.rollouts import Row
@@ -95,11 +95,21 @@ def too_long(config: Config, method: MethodRow, rows: Sequence[Row], held_out: S
             own, out = (of_route(route, config, part) for part in (rows, held_out))
             limit = _limit(config, route.model, route.revision)
             compare(f"the teacher {route.model}", limit, reads(config, method, own, out, teacher=True))
-    return [
+    return [_told(names, *what) for what, names in found.items()]
+
+
+def model_too_long(m: Model, read: Reads) -> list[str]:
+    """The same for a model that is only asked: `limbeck generate`, `limbeck eval`."""
+    limit = position_limit(load_config(m.model, revision=m.model_revision, trust_remote_code=m.trust_remote_code))
+    faulty = read.beyond(limit) if limit is not None else None
+    return [_told([m.model], limit, *faulty)] if limit is not None and faulty else []
+
+
+def _told(names: Sequence[str], limit: int, fault: str, fix: str) -> str:
+    return (
         f"{' and '.join(names)} read{'s' if len(names) == 1 else ''} {limit:,} tokens at most "
         f"(max_position_embeddings), and {fault}: {BEYOND}. What helps: {fix}"
-        for (limit, fault, fix), names in found.items()
-    ]
+    )
 
 
 def of_route(route: ModelRoute | ServerRoute, config: Config, rows: Sequence[Row]) -> list[Row]:

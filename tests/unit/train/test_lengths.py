@@ -138,6 +138,19 @@ def test_a_server_with_less_room_is_told_at_the_start(here: Path, capsys: pytest
     assert "--max_model_len there" in text
 
 
+def test_generate_and_eval_say_it_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts, whole = lengths(here / "student", here / "rows.jsonl")
+    shared = ["--model", str(here / "student"), "--dataset", str(here / "rows.jsonl"), "--use_cpu"]
+    longest = ["--max_completion_length", "20", "--result_path", str(here / "answers.jsonl")]
+    assert main(["generate", *shared, *longest]) == 0
+    said, err = capsys.readouterr()
+    count = sum(n + 20 > 40 for n in prompts)
+    assert f"warning: {here / 'student'} reads 40 tokens at most (max_position_embeddings), and {count} of 30" in said
+    assert "friendly reminder" not in err
+    assert main(["eval", *shared]) == 0
+    assert f"and {sum(n > 40 for n in whole)} of 30 rows with their responses are longer" in capsys.readouterr().out
+
+
 def test_nothing_to_say() -> None:
     assert Reads([], [], 512).beyond(1) is None
     assert Reads([5], [10], 5).beyond(10) is None
