@@ -26,6 +26,7 @@ from limbeck.config.limits import limit_of
 from limbeck.config.schema import Config
 from limbeck.errors import ConfigError, TrainError
 from limbeck.models import describe
+from limbeck.quiet import quiet
 from limbeck.report import (
     Console,
     MetricsFile,
@@ -65,6 +66,7 @@ def distil(config: Config | None = None, *, callbacks: Sequence[TrainerCallback]
 class Trainer:
     """One training run. `prepared` (rows, method, arithmetic) is there before any weight is loaded."""
 
+    @quiet()
     def __init__(self, config: Config, *, callbacks: Sequence[TrainerCallback] = ()) -> None:
         check_trackers(config.report.report_to)
         self.callbacks = list(callbacks)
@@ -74,8 +76,9 @@ class Trainer:
         self.folder = Path(self.prepared.config.run.output_dir or "output")
         self.hub_name = config.hub.hub_model_id or self.folder.name
         if config.hub.push_to_hub:
-            check_hub(self.hub_name)
+            self.hub_name = check_hub(self.hub_name)
 
+    @quiet()
     def fit(self) -> Outcome:
         """Trains, evaluates, and leaves the run folder: see docs/run-folder.md. Raises LimbeckError; where memory or
         disk run out it says what to lower, from the resolved flags."""
@@ -231,14 +234,21 @@ class Trainer:
         said = {"end": f"finished at step {outcome.step}", "max_time": f"--max_time reached at step {outcome.step}"}
         console.say(said.get(outcome.stopped_by, f"stopped by {outcome.stopped_by} at step {outcome.step}"))
         console.say(f"run folder: {self.folder}")
-        hub = self.prepared.config.hub
-        if hub.push_to_hub:
-            last = self.folder / "last"
-            try:
-                address = push(last, self.hub_name, private=hub.hub_private_repo, card=run_card(last))
-                console.say(f"pushed: {address}")
-            except TrainError as error:  # the run itself is done and kept
-                console.warn(f"{error.what}. {error.fix}")
+        if self.prepared.config.hub.push_to_hub:
+            self._push(outcome, console)
+
+    def _push(self, outcome: Outcome, console: Console) -> None:
+        """All of the run is saved by now; what goes wrong here is told by `outcome.unpushed`."""
+        last, config = self.folder / "last", self.prepared.config
+        if outcome.collapse is not None:
+            console.say(f"not pushed, since the student collapses: {last}")
+            return
+        console.say(f"pushing {last} to the hub as {self.hub_name}")
+        card = run_card(last, name=self.hub_name, adapter=config.model.tuner_type == "lora")
+        try:
+            console.say(f"pushed: {push(last, self.hub_name, private=config.hub.hub_private_repo, card=card)}")
+        except TrainError as error:
+            outcome.unpushed = error
 
     def _write_page(self) -> None:
         if self.accelerator.is_main_process and self.prepared.config.report.report_html:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from limbeck.cli import voice
 from limbeck.config.beside import DeployConfig
 from limbeck.errors import ConfigError
+from limbeck.quiet import quiet
 
 if TYPE_CHECKING:
     from limbeck.serve.served import Served
@@ -45,17 +46,17 @@ def run(config: DeployConfig) -> int:
 
 def _load(config: DeployConfig, folder: Path) -> Served:
     import torch
-    from transformers.utils.logging import disable_progress_bar
 
     from limbeck.models import load_tokenizer
     from limbeck.serve.served import make_served
     from limbeck.train.build import load_frozen
 
-    disable_progress_bar()
     m = config.model
     device = torch.device("cuda" if torch.cuda.is_available() and not config.run.use_cpu else "cpu")
     tokenizer = load_tokenizer(m.model, revision=m.model_revision, trust_remote_code=m.trust_remote_code)
-    return make_served(load_frozen(m, device), tokenizer, config.serve, root=m.model, folder=folder)
+    with quiet():
+        model = load_frozen(m, device)
+    return make_served(model, tokenizer, config.serve, root=m.model, folder=folder)
 
 
 def _facts(config: DeployConfig, served: Served) -> list[str]:

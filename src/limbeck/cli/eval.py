@@ -27,6 +27,7 @@ from limbeck.teachers import Teacher
 from limbeck.train import checkpoint, parallel
 from limbeck.train.build import load_frozen, objective_of, reward_samples, sampler_of
 from limbeck.train.evaluate import evaluate
+from limbeck.train.lengths import Reads, model_too_long
 from limbeck.train.prepare import Prepared, prepare, rewards_of
 from limbeck.train.student import StudentStep
 from limbeck.train.teacher import build_teacher
@@ -149,6 +150,11 @@ def _work(config: EvalConfig, accelerator: Accelerator) -> _Work:
             fix="let a model answer the rows first (`limbeck generate`), or leave --teacher_model out",
         )
     whole = whole.model_copy(update={"reward": config.reward, "rollout": config.rollout})
+    sampled = [len(tokens.prompt_ids) for _, tokens in prompts]
+    rows = [tokens for _, tokens in prepared.rows] if prepared is not None else []
+    scored = [len(tokens.prompt_ids) + len(tokens.response_ids) for tokens in rows]
+    for text in model_too_long(m, Reads(sampled, scored, config.rollout.max_completion_length)):
+        voice.warn(text)
     return _Work(whole, accelerator, tokenizer, prepared, prompts, rewards)
 
 

@@ -38,14 +38,17 @@ def run(config: ExportConfig) -> int:
     tool = converter() if export.gguf_type is not None else []
     name = hub.hub_model_id or output.resolve().name
     if hub.push_to_hub:
-        check_hub(name)
+        name = check_hub(name)
     tokenizer = load_tokenizer(m.model, revision=m.model_revision, trust_remote_code=m.trust_remote_code)
     model, said = _model(config)
     model.save_pretrained(output, max_shard_size=export.max_shard_size)
     tokenizer.save_pretrained(output)
-    card = next((text for path in (*m.adapters, m.model) if (text := run_card(Path(path)))), None)
+    named = name if hub.push_to_hub else str(output)
+    adapter = isinstance(model, PeftModel)
+    cards = (run_card(Path(path), name=named, adapter=adapter) for path in (*m.adapters, m.model))
+    card = next(filter(None, cards), None)
     if card is not None:
-        (output / "README.md").write_text(card.replace('"last"', f'"{output}"'))
+        (output / "README.md").write_text(card)
     print(f"model    {m.model}" + "".join(f" + {adapter}" for adapter in m.adapters))
     for line in said:
         print(line)
@@ -54,7 +57,7 @@ def run(config: ExportConfig) -> int:
     if export.gguf_type is not None:
         print(f"written  {write_gguf(tool, output, export.gguf_type)}")
     if hub.push_to_hub:
-        print(f"pushed   {push(output, name, private=hub.hub_private_repo, card=card)}")
+        print(f"pushed   {push(output, name, private=hub.hub_private_repo)}")
     return 0
 
 

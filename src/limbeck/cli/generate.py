@@ -22,6 +22,7 @@ from limbeck.rewards import load_plugin
 from limbeck.rollouts import HFSampler, Row
 from limbeck.signal import Sample
 from limbeck.train.build import load_frozen, sampler_of
+from limbeck.train.lengths import Reads, model_too_long
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_completion_length")
 OWN = ("origin", "copy", "truncated", "asked")  # the columns that an answer gets beside those of its prompt
@@ -41,6 +42,8 @@ def run(config: GenerateConfig) -> int:
     model = load_frozen(m, device)
     end_ids = end_token_ids(tokenizer, model)
     rows = read_prompts(config.data, config.run.seed, tokenizer, end_ids)
+    for text in model_too_long(m, Reads([len(t.prompt_ids) for _, t in rows], [], r.max_completion_length)):
+        voice.warn(text)
     sampler = sampler_of(model, r, tokenizer, end_ids)
     # what the answers depend on beside the prompt: a file of others is not gone on with
     asked = {"model": m.model, "adapters": m.adapters, **{k: getattr(r, k) for k in SAMPLING}}

@@ -22,6 +22,7 @@ from limbeck.config.commands import ALIASES, COMMANDS
 from limbeck.config.limits import ProcessLost, limit_of
 from limbeck.config.room import Room
 from limbeck.errors import ConfigError, LimbeckError
+from limbeck.quiet import quiet
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -82,17 +83,11 @@ def _main(words: list[str], seen: _Seen) -> int:
         voice.note(note)
     voice.listen()
     module = import_module(f"limbeck.cli.{command.split()[0]}")
-    _quiet()
-    status = module.run(parsed.config)
+    with quiet():
+        status = module.run(parsed.config)
     if parallel := sys.modules.get("limbeck.train.parallel"):
         parallel.leave_group()
     return status
-
-
-def _quiet() -> None:
-    """Bars for loading and writing weights are noise in a log; those of downloads stay."""
-    if transformers := sys.modules.get("transformers"):
-        transformers.utils.logging.disable_progress_bar()
 
 
 def _unknown(command: str) -> ConfigError:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from limbeck.cli.masks import masked
 from limbeck.config.beside import PlanConfig
@@ -17,6 +18,7 @@ from limbeck.config.flags import to_yaml
 from limbeck.config.routes import routes_of
 from limbeck.config.schema import Config, Model
 from limbeck.models import add_lora, describe, skeleton
+from limbeck.report.hub import api
 from limbeck.train.build import build, make_accelerator
 from limbeck.train.preflight import preflight
 from limbeck.train.prepare import Prepared, prepare, rows_by_teacher, teachers_here
@@ -155,7 +157,7 @@ def _size(count: float) -> str:
 
 
 def _sent(prepared: Prepared) -> list[str]:
-    """What leaves this process, and what for: every teacher, and every tracker."""
+    """What leaves this process, and what for: every teacher, every tracker, and the hub."""
     config, teacher = prepared.config, prepared.config.teacher
     tokens = sum(len(t.prompt_ids) + len(t.response_ids) for _, t in prepared.rows)
     whole = f"token ids of prompts and responses ({tokens:,} in the rows, and the student's own)"
@@ -171,15 +173,18 @@ def _sent(prepared: Prepared) -> list[str]:
         lines = [f"the student itself ({cells['source']}): the same rows; {answer}"]
     trackers = [name for name in config.report.report_to if name != "none"]
     lines += [f"{name}: metrics and the configuration; no rows, no text" for name in trackers]
-    return [*lines, *([] if addresses or trackers else ["nothing leaves this machine"])]
+    if config.hub.push_to_hub:
+        named = config.hub.hub_model_id or Path(config.run.output_dir or "output").name
+        lines.append(f"{api().endpoint}: the model, its tokenizer and its card, as {named}; no rows, no samples")
+    leaves = addresses or trackers or config.hub.push_to_hub
+    return [*lines, *([] if leaves else ["nothing leaves this machine"])]
 
 
 def _row(out: Console, prepared: Prepared) -> None:
     """One row, and what the teacher reads instead where it reads something else."""
     example, tokens = next((row for row in prepared.rows if row[1].teacher), prepared.rows[0])
-    out.print(
-        f"\none row  ({example.origin}; what is learnt from stands in [green]green[/], between ⟦ and ⟧)", style="bold"
-    )
+    origin = escape(example.origin)  # of a hub id it has brackets
+    out.print(f"\none row  ({origin}; what is learnt from stands in [green]green[/], between ⟦ and ⟧)", style="bold")
     out.print(masked(tokens, prepared.tokenizer))
     if tokens.teacher is not None:
         out.print("\nthe same row as the teacher reads it", style="bold")

@@ -61,8 +61,15 @@ def _parts(adapter: str) -> tuple[str, str, str]:
 
 
 def _base(adapter: str) -> str | None:
-    file = Path(adapter).expanduser() / "adapter_config.json"
+    folder = Path(adapter).expanduser()
     try:
+        file = folder / "adapter_config.json" if folder.exists() else _from_hub(adapter)
         return json.loads(file.read_text()).get("base_model_name_or_path") or None
-    except (OSError, ValueError, AttributeError):
+    except Exception:  # not there, not JSON, or whatever the hub's client has to say: the caller asks for --model
         return None
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import HfApi  # half a second to import, and only an adapter on the hub needs it
+
+    return Path(HfApi().hf_hub_download(name, "adapter_config.json"))  # type: ignore[reportUnknownMemberType]

@@ -9,6 +9,7 @@ from limbeck.models.load import (
     load_config,
     load_generation_config,
     load_model,
+    position_limit,
     skeleton,
 )
 from limbeck.models.pack import computed_positions
@@ -42,6 +43,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "model_head",
+    "position_limit",
     "skeleton",
     "tokenizer_difference",
     "tokenizer_fingerprint",

@@ -215,6 +215,16 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
 
 
+def position_limit(config: Any) -> int | None:
+    """The longest sequence in tokens that a configuration names, None where it names none: max_position_embeddings, or
+    where YaRN stretches the positions (arXiv 2309.00071) the length that comes of it."""
+    text = config.get_text_config()
+    limit, rope = getattr(text, "max_position_embeddings", None), getattr(text, "rope_parameters", None) or {}
+    if limit and rope.get("rope_type") == "yarn":
+        limit = max(limit, round(rope.get("original_max_position_embeddings", limit) * rope.get("factor", 1)))
+    return limit or None
+
+
 def load_generation_config(name: str, *, revision: str | None = None) -> GenerationConfig | None:
     """What the model's makers say about generating, its end tokens above all; None where they say nothing."""
     path = gguf_file(name)

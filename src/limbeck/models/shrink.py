@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from limbeck.errors import ConfigError, ModelError
 from limbeck.models.score import backbone, evaluating
+from limbeck.quiet import quiet
 
 # Lists in a config that may have as many entries as the model has layers, but are not one entry a layer.
 _NOT_PER_LAYER = frozenset({"architectures", "eos_token_id", "bos_token_id", "pad_token_id"})
@@ -56,7 +56,7 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMode
         )
     weights = {key: value.clone() for key, value in _renumbered(model.state_dict(), prefix, layers).items()}
     try:
-        with _quietly():
+        with quiet(errors_only=True):  # a table of keys, among others
             kind: Any = type(model)
             small, report = kind.from_pretrained(
                 None,
@@ -120,20 +120,6 @@ def _renumbered(weights: dict[str, torch.Tensor], prefix: str, layers: Sequence[
         if int(number) in new:
             kept[f"{prefix}.{new[int(number)]}.{rest}"] = value
     return kept
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """No progress bar and no table of keys from transformers: nothing is loaded here that a user would wait for."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -73,19 +73,25 @@ def write_card(run_dir: Path | str) -> Path:
     return target
 
 
-def card(run: Run) -> str:
-    """The card as Markdown with its YAML front matter."""
-    sections = (_head, _method, _data, _results, _curves, _hyperparameters, _use, _citations)
-    return _front_matter(run) + "\n\n".join(text for section in sections if (text := section(run))) + "\n"
+def card(run: Run, *, name: str = "last", adapter: bool | None = None) -> str:
+    """The card as Markdown with its YAML front matter.
+
+    name: what the model is loaded by. adapter: whether that is an adapter; by default whether the run left one.
+    """
+    lora = run.flat_config.get("tuner_type") == "lora" if adapter is None else adapter
+    sections = (_head, _method, _data, _results, _curves, _hyperparameters)
+    texts = [*(section(run) for section in sections), _use(run, name, lora), _citations(run)]
+    return _front_matter(run, lora) + "\n\n".join(filter(None, texts)) + "\n"
 
 
-def run_card(model: Path) -> str | None:
+def run_card(model: Path, *, name: str, adapter: bool) -> str | None:
     """The card of the run that left this model folder (`RUN/last`, `RUN/checkpoint-N`), for wherever the model goes:
-    it names no file of the run. None where the folder lies in no run."""
+    it names no file of the run. None where the folder lies in no run. name, adapter: see `card`."""
     run_dir = model.resolve().parent
     if not (model.is_dir() and (run_dir / "env.json").is_file() and (run_dir / "summary.json").is_file()):
         return None
-    return re.sub(r" Curves, samples and .*?\(report\.html\)\.", "", card(read_run(run_dir, completions=0)))
+    text = card(read_run(run_dir, completions=0), name=name, adapter=adapter)
+    return re.sub(r" Curves, samples and .*?\(report\.html\)\.", "", text)
 
 
 def is_hub_id(name: str) -> bool:
@@ -120,13 +126,13 @@ def _row(run: Run) -> dict[str, Any]:
     return method if isinstance(method, dict) else {}
 
 
-def _front_matter(run: Run) -> str:
+def _front_matter(run: Run, adapter: bool) -> str:
     model, _ = _models(run)
     name = str(_row(run).get("name", "")).lower()
     front: dict[str, Any] = {}
     if model and is_hub_id(model):
         front["base_model"] = model
-    front["library_name"] = "peft" if run.flat_config.get("tuner_type") == "lora" else "transformers"
+    front["library_name"] = "peft" if adapter else "transformers"
     front["pipeline_tag"] = "text-generation"
     front["tags"] = ["limbeck", "distillation", *(tag for tag in CITATIONS if tag in re.split(r"[^a-z]+", name))]
     ids = [name.split("#")[0] for name in _datasets(run)]
@@ -225,21 +231,18 @@ def _setting(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _use(run: Run) -> str:
+def _use(run: Run, name: str, adapter: bool) -> str:
     if not (run.path / "last").exists():
         return ""
-    kind = (
-        "AutoPeftModelForCausalLM" if (run.path / "last" / "adapter_config.json").exists() else "AutoModelForCausalLM"
-    )
-    package = "peft" if kind.startswith("AutoPeft") else "transformers"
+    package, kind = ("peft", "AutoPeftModelForCausalLM") if adapter else ("transformers", "AutoModelForCausalLM")
     return f"""## Use
 
 ```python
 from {package} import {kind}
 from transformers import AutoTokenizer
 
-model = {kind}.from_pretrained("last")
-tokenizer = AutoTokenizer.from_pretrained("last")
+model = {kind}.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
 ```"""
 
 

@@ -22,6 +22,7 @@ from limbeck.models import (
     end_token_ids,
     fingerprint,
     model_head,
+    position_limit,
     tokenizer_fingerprint,
     unwrap,
     valid_ids,
@@ -156,7 +157,7 @@ def write_head(model: nn.Module, valid: int, folder: Path) -> tuple[str, Path]:
 def _chosen(limits: Serve, base: Any, device: torch.device) -> tuple[Serve, list[Choice]]:
     choices = []
     if limits.max_model_len is None:
-        length = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+        length = position_limit(base.config)
         reason = "the model's max_position_embeddings" if length else "the model's config names no longest sequence"
         choices.append(Choice("max_model_len", int(length or FALLBACK_LENGTH), reason))
     if limits.max_batch_tokens is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -84,8 +83,6 @@ def build(
         prepared_student, optimizer = accelerator.prepare(student, optimizer)
     prepared_student.train()
     warmup = config.optim.warmup_steps
-    # said where the first update is left out because its gradient is zero (step.py): the rate moves on all the same
-    warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)` before")
     try:
         scheduler = get_scheduler(  # not prepared: a prepared one steps once a process
             config.optim.lr_scheduler_type,

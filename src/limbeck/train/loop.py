@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from limbeck.errors import TeacherError
+from limbeck.errors import TeacherError, TrainError
 from limbeck.report import Console, MetricsFile, log
 from limbeck.rewards import repeated_share
 from limbeck.signal import Sample
@@ -54,12 +54,13 @@ class Book:
 @dataclass
 class Outcome:
     """How a run ended. `stopped_by`: "end", "max_time", "callback", "collapse", or a signal's name. `collapse`: what
-    --stop_on_collapse found."""
+    --stop_on_collapse found. `unpushed`: why --push_to_hub failed after all was saved, and how to push."""
 
     step: int
     stopped_by: str
     evaluation: dict[str, dict[str, float]] = field(default_factory=dict)  # "before", "after"
     collapse: Collapse | None = None
+    unpushed: TrainError | None = None
 
 
 def fit(

@@ -30,6 +30,7 @@ from limbeck.models import (
 )
 from limbeck.rewards import NamedReward, RewardOptions, check_columns, load_plugin, named_rewards
 from limbeck.rollouts import Row
+from limbeck.train.lengths import too_long
 from limbeck.train.step import Plan
 
 
@@ -111,6 +112,7 @@ def prepare(config: Config, *, world_size: int = 1, answered_only: bool = False)
     by_teacher = rows_by_teacher(config, [*rows, *held_rows])
     if idle := [name for name, count in by_teacher.items() if not count]:
         notes.append(f"no row is sent to {', '.join(idle)}")
+    method = replace(method, warnings=(*method.warnings, *too_long(config, method, rows, held_rows)))
     plan, max_steps = arithmetic(config, method, len(rows), world_size)
     return Prepared(
         config=config,

@@ -20,6 +20,7 @@ from limbeck.signal import Ask
 from limbeck.teachers import LocalTeacher, RoutedTeacher, Shadow, Teacher
 from limbeck.teachers.server import ServerTeacher, check_server, discover
 from limbeck.teachers.store import StoredTeacher
+from limbeck.train.lengths import server_too_long
 from limbeck.train.prepare import Prepared
 
 
@@ -156,6 +157,10 @@ def _connect(site: _Site, route: ServerRoute) -> Teacher:
     settings = {"topk_mode": site.config.method.topk_mode, "key": t.teacher_api_key, "patience": t.teacher_patience}
     for note in check_server(info, ask, site.prepared.tokenizer, **settings, say=site.say):
         site.say(f"note: {note}")
+    if info.max_model_len is not None:
+        p, room = site.prepared, info.max_model_len - int(info.kind == "vllm")  # which has to make one token
+        for text in server_too_long(p.config, p.method, p.rows, p.held_out, route, room):
+            site.say(f"warning: {text}")
     return ServerTeacher(
         info,
         ask,

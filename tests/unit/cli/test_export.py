@@ -1,23 +1,17 @@
-"""`limbeck export`: merged weights against the sum in float64, the type, the card, GGUF, and the hub behind a stub."""
+"""`limbeck export`: merged weights against the sum in float64, the type, the card, GGUF."""
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import stat
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file
 
 from limbeck.cli.main import main
-from limbeck.report import hub
 
 
 @pytest.fixture(scope="module")
@@ -100,93 +94,3 @@ def test_gguf_is_written_by_the_tool_and_missed_by_name(tiny: Path, tmp_path: Pa
     tool.write_text("import a_package_that_nobody_has")
     assert export(*argv, tmp_path / "third") == 2
     assert "fix:   `pip install a_package_that_nobody_has`" in capsys.readouterr().err
-
-
-class Stub(BaseHTTPRequestHandler):
-    """As much of the hub as a push needs: who we are, a repository, and commits of files that are sent inline."""
-
-    files: dict[str, bytes]
-    asked: list[tuple[str, dict]]
-
-    def do_GET(self) -> None:
-        known = self.headers.get("authorization") == "Bearer good"
-        self._answer({"name": "me", "type": "user", "auth": {}} if known else {"error": "no"}, 200 if known else 401)
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        self.asked.append((self.path, {} if self.path.endswith("/commit/main") else json.loads(body)))
-        address = f"http://{self.headers['host']}/me/student"
-        if self.path == "/api/repos/create":
-            self._answer({"url": address})
-        elif "/preupload/" in self.path:
-            files = [
-                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
-            ]
-            self._answer({"files": files})
-        elif "/commit/" in self.path:
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self._answer({"commitUrl": f"{address}/commit/abc", "commitOid": "abc", "success": True})
-        else:
-            self._answer({"valid": True})
-
-    def _answer(self, value: dict, status: int = 200) -> None:
-        body = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def stub(monkeypatch) -> Iterator[type[Stub]]:
-    handler = type("Handler", (Stub,), {"files": {}, "asked": [], "token": "good"})
-    server = HTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(hub, "api", lambda: HfApi(endpoint=address, token=handler.token))
-    yield handler
-    server.shutdown()
-    server.server_close()
-
-
-def test_push(trained: Path, tmp_path: Path, stub: type[Stub], capsys) -> None:
-    out = tmp_path / "student"
-    argv = ("--adapters", trained / "last", "--output_dir", out, "--push_to_hub", "--hub_model_id", "me/student")
-    assert export(*argv, "--hub_private_repo") == 0
-    create = next(body for path, body in stub.asked if path == "/api/repos/create")
-    assert create["name"] == "student"
-    assert create.get("private") or create.get("visibility") == "private"
-    assert stub.files["model.safetensors"] == (out / "model.safetensors").read_bytes()
-    card = stub.files["README.md"].decode()
-    assert 'from_pretrained("me/student")' in card
-    assert str(tmp_path) not in card
-    assert "/me/student" in capsys.readouterr().out
-
-
-def test_a_hub_that_does_not_know_us_is_met_before_the_work(tiny: Path, tmp_path: Path, stub, capsys) -> None:
-    stub.token = "bad"
-    argv = ("--model", tiny / "student", "--output_dir", tmp_path / "out", "--push_to_hub")
-    assert export(*argv) == 2
-    error = capsys.readouterr().err
-    assert "does not let us in" in error
-    assert "hf auth login" in error
-    assert not (tmp_path / "out").exists()
-    assert export(*argv, "--hub_model_id", "a/b/c") == 2
-    assert "no id of the hub" in capsys.readouterr().err
-
-
-def test_training_pushes_at_its_end(tiny: Path, tmp_path: Path, stub: type[Stub], capsys) -> None:
-    argv = ["sft", "--model", tiny / "student", "--dataset", tiny / "rows.jsonl", "--output_dir", tmp_path / "run"]
-    argv += ["--max_steps", 1, "--use_cpu", "--report_html", "false", "--push_to_hub", "true"]
-    assert main([str(word) for word in argv]) == 0
-    assert "adapter_model.safetensors" in stub.files
-    assert "trained with Limbeck" in stub.files["README.md"].decode()
-    assert "pushed: http" in capsys.readouterr().out

@@ -56,6 +56,10 @@ def test_who_is_sent_what(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "answers with the top-8" in out
     assert "nothing leaves" not in out
     assert "1 checkpoints of 2 of about" in out
+    assert run("plan", *gkd(tiny, tmp_path)[1:], "--push_to_hub", "--hub_model_id", "me/it") == 0
+    out = capsys.readouterr().out
+    assert ": the model, its tokenizer and its card, as me/it; no rows, no samples" in out
+    assert "nothing leaves" not in out
 
 
 def test_sizes_as_people_read_them() -> None:

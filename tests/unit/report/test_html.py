@@ -319,7 +319,17 @@ PROBE = """<script>addEventListener("load", () => {
         title: document.title, legends, tip: document.getElementById("tip").textContent, colour: style(span),
         here: all("#tip .here").map((node) => node.textContent), page: style(document.body),
         wider: document.documentElement.scrollWidth - document.documentElement.clientWidth, width: innerWidth,
-        small: all("summary, button, .tools label").filter((n) => n.offsetHeight && n.offsetHeight < 28).length};
+        contents: all(".toc a").map((a) => [a.textContent, !!document.getElementById(a.hash.slice(1))]),
+        small: all("summary, button, .tools label, .toc a").filter((n) => 0 < n.offsetHeight && n.offsetHeight < 28)
+          .length};
+      const link = all(".toc a").find((a) => a.textContent === "Other metrics") ?? all(".toc a")[1];
+      const place = link && document.getElementById(link.hash.slice(1)), top = (n) => n.getBoundingClientRect().top;
+      if (place?.matches("details")) place.open = false;
+      link?.click();
+      dispatchEvent(new Event("scroll"));  // without a window no frames come, and with them no event
+      const bar = document.querySelector(".toc"), at = link?.getBoundingClientRect();
+      if (link) found.jump = {open: place.open, bar: top(bar), below: top(place) - top(bar) - bar.offsetHeight,
+        marked: all(".toc a[aria-current]").map((a) => a.textContent), inside: at.left >= 0 && at.right <= innerWidth};
       parent.postMessage("PROBE" + JSON.stringify(found) + "END", "*");
     }, 300);
   });
@@ -355,11 +365,15 @@ def probe(page: Path, tmp_path: Path, *more: str, width: int = 1000) -> dict:
     return found
 
 
+CONTENTS = [
+    *("Results", "Answers", "Curves", "Time", "Other metrics", "Spread", "Disagreement", "Completions", "Warnings"),
+    *("Chosen for you", "Configuration", "Environment"),
+]
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on the PATH")
 
 
 @needs_browser
-@pytest.mark.parametrize("width", [390, 820, 1280])
+@pytest.mark.parametrize("width", [360, 800, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_browser(tmp_path, width, scheme):
     run = write_run(tmp_path / "demo")
@@ -374,6 +388,10 @@ def test_in_a_browser(tmp_path, width, scheme):
     assert found["title"] == "demo · Limbeck report"
     assert found["page"] == ("rgb(21, 23, 27)" if scheme == "dark" else "rgb(247, 247, 245)")
     assert found["wider"] <= 0
+    assert [name for name, leads in found["contents"] if leads] == CONTENTS
+    below = found["jump"].pop("below")
+    assert found["jump"] == {"open": True, "bar": 0, "marked": ["Other metrics"], "inside": True}
+    assert 0 <= below < 40  # the part begins under the bar, not behind it
     assert "0.25" in found["tip"]
     assert "50.0%" in found["tip"]
     assert "teacher would say" in found["tip"]
@@ -435,6 +453,7 @@ def test_every_kind_of_page_fits_a_phone(tmp_path, kind):
     assert found["errors"] == []
     assert found["charts"] == found["drawn"] > 3
     assert found["wider"] <= 0
+    assert len(found["contents"]) > 1 and all(leads for _, leads in found["contents"])
 
 
 def test_own_answers_have_a_part_of_the_table_and_their_own_names():

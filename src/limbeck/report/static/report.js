@@ -267,5 +267,29 @@
     document.addEventListener("click", point);
     addEventListener("scroll", hide, { passive: true, capture: true });
   }
+
+  // ------------------------------------------------------------------ contents
+  const parts = [...document.querySelectorAll("main > section > h2, main > .fold > summary")];
+  if (parts.length > 1) {
+    const row = make("div"), links = new Map();
+    for (const part of parts) {
+      const textContent = part.dataset.short || part.firstChild.textContent.trim(), place = part.parentElement;
+      place.id = textContent.toLowerCase().replace(/[^a-z]+/g, "-");
+      const onclick = () => { if (place.matches("details")) place.open = true; };
+      links.set(place, make("a", { href: "#" + place.id, textContent, onclick }));
+    }
+    row.append(...links.values());
+    const nav = make("nav", { className: "toc" }, row);
+    nav.setAttribute("aria-label", "On this page");
+    document.querySelector("main").prepend(nav);
+    const mark = () => { // the last part whose beginning is above the upper third of the window
+      const here = [...links].findLast(([place]) => place.getBoundingClientRect().top < innerHeight / 3)?.[1];
+      if (here?.hasAttribute("aria-current")) return;
+      for (const link of links.values()) link.toggleAttribute("aria-current", link === here);
+      row.scrollTo({ left: here ? here.offsetLeft - (row.clientWidth - here.offsetWidth) / 2 : 0 });
+    };
+    addEventListener("scroll", mark, { passive: true });
+    mark();
+  }
   document.documentElement.dataset.ready = "yes";
 })();
