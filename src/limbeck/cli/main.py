@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 
 from limbeck import __version__
-from limbeck.cli import voice
+from limbeck.cli import launch, voice
 from limbeck.cli.once import first_to_say
 from limbeck.config import completion, flags, helptext, swift
 from limbeck.config.commands import ALIASES, COMMANDS
@@ -78,6 +78,7 @@ def _main(words: list[str], seen: _Seen) -> int:
         return 0
     parsed = flags.read(command, rest)
     seen.where, seen.debug, seen.config = parsed.where, parsed.debug, parsed.config
+    launch.several(command, rest)
     for note in parsed.notes:
         voice.note(note)
     voice.listen()

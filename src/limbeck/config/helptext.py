@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import textwrap
 from typing import Any
 
-from limbeck.config import swift, trl
+from limbeck.config import environment, swift, trl
 from limbeck.config.commands import COMMANDS, Command
 from limbeck.config.flags import Flag, all_flags, flags_of, reads, rooms_of
 
@@ -16,7 +17,17 @@ _SWIFT_INTRO = (
     "`swift rlhf --rlhf_type gkd ...` becomes `limbeck rlhf --rlhf_type gkd ...` with the same flags. A flag of",
     "ms-swift that Limbeck does not have is refused with what to use instead, and never ignored silently.",
 )
-
+_LAUNCHED = (
+    "A command of theirs that begins with `NPROC_PER_NODE=4` or `NNODES=2` begins with it here too. `torchrun`, and",
+    "`accelerate launch`, start `-m limbeck.cli.main rlhf` where they start `swift/cli/rlhf.py` there; see",
+    "[several processes](parallel.md).",
+)
+_FILES = (
+    "`limbeck rlhf --config run.yaml` and `limbeck rlhf run.yaml` are the same; a JSON file does too. Of a file for",
+    "Ray (`megatron rlhf --use_ray true --config run.yaml`) the settings under `train`, `rollout` and `teacher` count",
+    "as if they stood alone: `gpus` has no effect, and a `model` under `teacher` is `--teacher_model`. What Ray puts",
+    "on devices of their own is one process a device here, and a large teacher answers from `limbeck deploy`.",
+)
 
 _TRL_INTRO = (
     "There the trainer is a class and the settings are its config; here the method is a row of flags, and",
@@ -69,7 +80,9 @@ def command_help(name: str, *, whole: bool = False) -> str:
     lines += ["", f"usage: limbeck {name} [{spec.positional.upper() or 'FILE.yaml'}] [--flag value ...]"]
     if not spec.positional:
         lines += _wrap(
-            "A flag wins over the file. The file is flat or by room; dashes and underscores are the same.", 2
+            "A flag wins over the file, which may follow --config too. The file is flat or by room; dashes and "
+            "underscores are the same.",
+            2,
         )
     flags = [flag for flag in flags_of(spec.config).values() if reads(spec, flag)]
     short = not whole and len(flags) > _MANY
@@ -94,6 +107,9 @@ def swift_page() -> str:
     lines += [f"| `{d.flag}` | {d.ours} | {d.theirs} | {d.why} |" for d in swift.DIFFERENCES]
     lines += ["", "## Commands that are not here", "", "| ms-swift | here |", "|---|---|"]
     lines += [f"| `swift {name}` | {instead} |" for name, instead in swift.COMMANDS.items()]
+    lines += ["", "## Environment variables", "", *_LAUNCHED, "", "| ms-swift | here |", "|---|---|"]
+    lines += [f"| {_coded(names)} | {what} |" for names, what in environment.VARIABLES.items()]
+    lines += ["", "## YAML files", "", *_FILES]
     lines += ["", "## Flags that differ", "", "A flag that is not listed here has the same name and meaning.", ""]
     lines += ["| ms-swift | here |", "|---|---|"]
     for name, entry in swift.FLAGS.items():
@@ -104,8 +120,13 @@ def swift_page() -> str:
                 text = f"accepted, without effect: {why}"
             case swift.Refused(instead=instead):
                 text = f"not supported: {instead}"
-        lines.append(f"| `--{name}` | {text} |")
+        lines.append(f"| `{swift.spelled(name)}` | {text} |")
     return "\n".join(lines) + "\n"
+
+
+def _coded(names: str) -> str:
+    """Names between backquotes; `and the like` after one stays outside."""
+    return re.sub(r"[A-Z][A-Z0-9_]+", lambda name: f"`{name[0]}`", names)
 
 
 def trl_page() -> str:

@@ -173,7 +173,6 @@ FLAGS: dict[str, Entry] = {
     "use_transformers_paged": Refused(_BATCHING),
     "use_transformers_continuous_batching": Refused(_BATCHING),
     "transformers_continuous_batching_config": Refused(_BATCHING),
-    "generation_batch_size": Refused("use --steps_per_generation; --rollout_batch_size is what is sampled at a time"),
     "ds3_gather_for_generation": NotNeeded("DeepSpeed is not used"),
     "max_tool_calling_iterations": Refused("leave it out: the student writes one turn of a conversation"),
     "num_completions_to_print": NotNeeded("all completions are in completions.jsonl and report.html"),

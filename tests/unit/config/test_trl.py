@@ -47,5 +47,5 @@ def test_renamed_flags_and_their_values_are_there() -> None:
 def test_an_unknown_flag_of_trl_says_what_it_is_called_here(words: str, fix: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse("rlhf", words.split())
-    assert caught.value.what == f"unknown flag {words.split()[0]}, a name of TRL's"
+    assert caught.value.what == f"{words.split()[0]} is a name of TRL's that Limbeck has not"
     assert caught.value.fix == fix
