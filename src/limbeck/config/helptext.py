@@ -31,8 +31,9 @@ _FILES = (
 
 _TRL_INTRO = (
     "There the trainer is a class and the settings are its config; here the method is a row of flags, and",
-    "`limbeck.distil` takes the same names. TRL's own names are not accepted: an unknown flag of theirs is answered",
-    "with ours. The names that TRL inherits from transformers' TrainingArguments are the same here, or stand in",
+    "`limbeck.distil` takes the same names. TRL's own names are not accepted, since other defaults stand behind them:",
+    "those of a command or a YAML file (`--config run.yaml`) are answered all at once, each with ours. The names that",
+    "TRL inherits from transformers' TrainingArguments are the same here, or stand in",
     "[coming from ms-swift](coming-from-ms-swift.md), which has them too. Checked against TRL 1.16.",
 )
 
@@ -131,7 +132,17 @@ def _coded(names: str) -> str:
 
 def trl_page() -> str:
     """docs/coming-from-trl.md: `python -m limbeck.config.helptext trl` prints it."""
-    lines = ["# Coming from TRL", "", *_TRL_INTRO]
+    lines = [
+        "# Coming from TRL",
+        "",
+        *_TRL_INTRO,
+        "",
+        "## Commands that are not here",
+        "",
+        "| TRL | here |",
+        "|---|---|",
+    ]
+    lines += [f"| `{name}` | {instead} |" for name, instead in trl.COMMANDS.items()]
     ours = all_flags()
     for cls, (start, names) in trl.CLASSES.items():
         lines += ["", f"## {cls}", "", f"`{start}`" if " " in start and "any" not in start else "On any command.", ""]
