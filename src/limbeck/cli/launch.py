@@ -15,12 +15,23 @@ _DEVICES = ("auto", "gpu", "cpu")  # torchrun counts them
 
 
 def several(command: str, words: Sequence[str]) -> None:
-    """Becomes torchrun where the environment asks for several processes, and does not come back; else does nothing."""
+    """Becomes torchrun where the environment asks for several processes, and does not come back; else does nothing.
+    Says so where the command is one process whatever is asked for."""
     line = by_torchrun(command, words, os.environ)
+    if not line and command not in (*COMMANDS, "plan") and by_torchrun(COMMANDS[0], words, os.environ):
+        voice.note(f"NPROC_PER_NODE and NNODES have no effect: limbeck {command} is one process")
     if line:
         given = " ".join(f"{name}={value}" for name in LAUNCH if (value := os.environ.get(name)))
         voice.note(f"{given}: the processes are started by torchrun")
         os.execv(line[0], line)
+
+
+def world_size(environ: Mapping[str, str]) -> int:
+    """How many processes a run would be: those that torchrun has started, or those that the environment asks for."""
+    asked = [environ.get(name) or "1" for name in ("NPROC_PER_NODE", "NNODES")]
+    if "LOCAL_RANK" in environ or not all(number.isdigit() for number in asked):
+        return int(environ.get("WORLD_SIZE", "1"))
+    return max(int(environ.get("WORLD_SIZE", "1")), int(asked[0]) * int(asked[1]))
 
 
 def by_torchrun(command: str, words: Sequence[str], environ: Mapping[str, str]) -> list[str]:

@@ -19,7 +19,7 @@ _HUB = "not read: models and data sets come from the Hugging Face hub or from fo
 _TRACKER = "the same, with `--report_to {}`: the tracker reads it"
 
 VARIABLES: Mapping[str, str] = {
-    "NPROC_PER_NODE": "the same: `limbeck rlhf` and `limbeck sft` start as many processes, by torchrun",
+    "NPROC_PER_NODE": "the same for `limbeck rlhf` and `limbeck sft`, by torchrun; other commands are one process",
     "NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT": "the same: handed to torchrun; run the command on every machine",
     "CUDA_VISIBLE_DEVICES": _BY_TORCH,
     "PYTORCH_CUDA_ALLOC_CONF, PYTORCH_ALLOC_CONF": _BY_TORCH,

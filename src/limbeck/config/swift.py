@@ -73,7 +73,11 @@ _HF = "leave it out: models are read and written as Hugging Face has them"
 _LOOK = "to_model_summary load_model return_dummy_model"
 _4BIT = "leave it out, and use --torch_dtype bfloat16 with --tuner_type lora"
 _LINEAR = "the loss never holds a tokens x vocabulary tensor (--loss_impl linear)"
-_SPLIT = "tensor_model_parallel_size pipeline_model_parallel_size context_parallel_size expert_model_parallel_size"
+_SPLIT = (
+    "tensor_model_parallel_size pipeline_model_parallel_size context_parallel_size expert_model_parallel_size "
+    "expert_tensor_parallel_size virtual_pipeline_model_parallel_size decoder_first_pipeline_num_layers"
+)
+_EXPERTS = "leave it out: experts are run and weighed as transformers has them"
 _STATE = "no_save_optim no_save_rng no_load_optim no_load_rng"
 _OFFICES = (
     "recompute_method recompute_num_layers sequence_parallel cross_entropy_loss_fusion gradient_accumulation_fusion "
@@ -111,6 +115,13 @@ FLAGS: dict[str, Entry] = {
     "load": Refused(_HF),
     "to_mcore": Refused(_HF, _NO),
     "moe_aux_loss_coeff": Refused("leave it out: no loss for balancing experts", ("0",)),
+    "router_aux_loss_coef": Refused("leave it out: no loss for balancing experts", ("0",)),
+    "moe_expert_capacity_factor": Refused(_EXPERTS),
+    "experts_impl": Refused(_EXPERTS),
+    "mtp_num_layers": Refused("leave it out: the next token alone is learnt"),
+    "optimizer_offload_fraction": Refused(_ZERO, ("0",)),
+    "group_by_length": NotNeeded("no padding is computed as it is (--attn_impl sdpa)", _NO),
+    "aligner_lr": Refused(_IMAGES),
     "optimizer_cpu_offload": Refused(_ZERO, _NO),
     "eval_iters": Refused("leave it out: an evaluation takes all held-out rows; fewer are --val_dataset PATH#N"),
     "micro_batch_size": Renamed("per_device_train_batch_size"),

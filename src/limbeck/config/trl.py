@@ -210,7 +210,6 @@ FLAGS: dict[str, Entry] = {
     "completion_only_loss": NotNeeded("prompts are never trained"),
     "assistant_only_loss": Renamed("loss_scale", {"true": "default"}),
     "activation_offloading": Refused("use --gradient_checkpointing true"),
-    "router_aux_loss_coef": Refused("leave it out: no loss for balancing experts"),
     "torch_empty_cache_steps": NotNeeded("the loss keeps no large buffers"),
     "model_init_kwargs": Refused(_KWARGS),
     "teacher_model_name_or_path": Renamed("teacher_model"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.support import command, env, metrics
 
-from limbeck.cli.launch import by_torchrun
+from limbeck.cli.launch import by_torchrun, several, world_size
 from limbeck.errors import ConfigError
 
 RUN = ["-m", "limbeck.cli.main", "sft", "--model", "m"]
@@ -49,6 +49,28 @@ def test_what_torchrun_is_told(variables: str, options: str) -> None:
 )
 def test_one_process_is_this_one(name: str, variables: str) -> None:
     assert by_torchrun(name, [], dict(pair.split("=") for pair in variables.split())) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "count"),
+    [
+        ("", 1),
+        ("NPROC_PER_NODE=4", 4),
+        ("NPROC_PER_NODE=4 NNODES=2 WORLD_SIZE=2", 8),
+        ("NPROC_PER_NODE=4 LOCAL_RANK=0 WORLD_SIZE=2", 2),
+        ("WORLD_SIZE=3", 3),
+        ("NPROC_PER_NODE=auto", 1),
+    ],
+)
+def test_how_many_a_plan_counts(variables: str, count: int) -> None:
+    assert world_size(dict(pair.split("=") for pair in variables.split())) == count
+
+
+def test_a_command_that_is_one_process_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("NPROC_PER_NODE", "4")
+    for name in ("plan", "infer"):
+        several(name, [])
+    assert capsys.readouterr().err == "note: NPROC_PER_NODE and NNODES have no effect: limbeck infer is one process\n"
 
 
 def test_a_number_that_is_none() -> None:
