@@ -10,7 +10,9 @@ from typing import Any
 
 from limbeck.config import environment, swift, trl
 from limbeck.config.commands import COMMANDS, Command
+from limbeck.config.entries import Entry, NotNeeded, Refused, Renamed
 from limbeck.config.flags import Flag, all_flags, flags_of, reads, rooms_of
+from limbeck.config.swift_rest import GROUPS, REST
 
 _INDENT = 34
 _SWIFT_INTRO = (
@@ -113,16 +115,21 @@ def swift_page() -> str:
     lines += ["", "## YAML files", "", *_FILES]
     lines += ["", "## Flags that differ", "", "A flag that is not listed here has the same name and meaning.", ""]
     lines += ["| ms-swift | here |", "|---|---|"]
-    for name, entry in swift.FLAGS.items():
-        match entry:
-            case swift.Renamed(to=to):
-                text = f"`--{to}`"
-            case swift.NotNeeded(why=why):
-                text = f"accepted, without effect: {why}"
-            case swift.Refused(instead=instead):
-                text = f"not supported: {instead}"
-        lines.append(f"| `{swift.spelled(name)}` | {text} |")
+    lines += [f"| `{swift.spelled(name)}` | {_told(e)} |" for name, e in swift.FLAGS.items() if name not in REST]
+    lines += ["", "## Flags that no example of theirs gives", "", "| ms-swift | here |", "|---|---|"]
+    for entry, names in GROUPS:
+        lines.append(f"| {', '.join(f'`--{name}`' for name in names.split())} | {_told(entry)} |")
     return "\n".join(lines) + "\n"
+
+
+def _told(entry: Entry) -> str:
+    match entry:
+        case Renamed(to=to):
+            return f"`--{to}`"
+        case NotNeeded(why=why):
+            return f"accepted, without effect: {why}"
+        case Refused(instead=instead):
+            return f"not supported: {instead}"
 
 
 def _coded(names: str) -> str:
@@ -156,14 +163,14 @@ def trl_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _said(entry: swift.Entry) -> str:
+def _said(entry: Entry) -> str:
     match entry:
-        case swift.Renamed(to=to, values=values):
+        case Renamed(to=to, values=values):
             known = ", ".join(f"`{theirs}` is `{ours}`" for theirs, ours in values.items() if theirs and ours)
             return f"`--{to}`" + (f" ({known})" if known else "")
-        case swift.NotNeeded(why=why):
+        case NotNeeded(why=why):
             return f"not needed: {why}"
-        case swift.Refused(instead=instead):
+        case Refused(instead=instead):
             return f"not supported: {instead.removeprefix('leave it out: ')}"
 
 

@@ -6,37 +6,10 @@ something carries the sentence that the user reads. `docs/coming-from-ms-swift.m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Renamed:
-    """Ours is called `to`. `values` translates values that are spelled otherwise; others pass as they are,
-    and an empty translation sets nothing."""
-
-    to: str
-    values: Mapping[str, str] = field(default_factory=dict[str, str])
-
-
-@dataclass(frozen=True, slots=True)
-class NotNeeded:
-    """Accepted and without effect: it changes speed or convenience there, not what is computed. Nothing is said of
-    the values in `off`."""
-
-    why: str
-    off: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Not supported. `instead` is what to do; the values in `off` switch the feature off and are accepted."""
-
-    instead: str
-    off: tuple[str, ...] = ()
-
-
-Entry = Renamed | NotNeeded | Refused
+from limbeck.config.entries import Entry, NotNeeded, Refused, Renamed
+from limbeck.config.swift_rest import REST
 
 _PACKING = (
     "no padding is computed as it is, and a shared prompt once (--attn_impl sdpa); "
@@ -290,6 +263,7 @@ FLAGS: dict[str, Entry] = {
     "label_smoothing": Refused(_PREF, ("0",)),
     **{name: Refused(_SERVER, _NO) for name in _ENGINE.split()},
     **{name: Refused(_PPO) for name in _POLICY.split()},
+    **REST,
 }
 # Families of flags, by how they begin.
 FAMILIES: dict[str, Entry] = {

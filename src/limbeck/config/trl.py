@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from limbeck.config.swift import Entry, NotNeeded, Refused, Renamed
+from limbeck.config.entries import Entry, NotNeeded, Refused, Renamed
 
 _SAMPLING = (
     "max_completion_length temperature top_p top_k min_p repetition_penalty generation_kwargs chat_template_kwargs "
