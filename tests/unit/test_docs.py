@@ -64,7 +64,7 @@ def test_a_command(page: str, line: str, alone: bool, tmp_path: Path, monkeypatc
     assert name in COMMANDS or name in {key.split()[0] for key in COMMANDS}, f"{page}: limbeck {line}"
     if not alone or open_:
         used = [word.partition("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")]
-        assert set(used) <= {*all_flags(), "help", "help_all", "debug"}, f"{page}: limbeck {line}"
+        assert set(used) <= {*all_flags(), "help", "help_all", "debug", "config"}, f"{page}: limbeck {line}"
     else:
         parsed = flags.read(name, words)
         assert parsed.notes == [], f"{page}: limbeck {line}"

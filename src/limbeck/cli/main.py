@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from importlib import import_module
 
 from limbeck import __version__
-from limbeck.cli import voice
+from limbeck.cli import launch, voice
 from limbeck.cli.once import first_to_say
-from limbeck.config import completion, flags, helptext, swift
+from limbeck.config import completion, flags, helptext, swift, trl
 from limbeck.config.commands import ALIASES, COMMANDS
 from limbeck.config.limits import ProcessLost, limit_of
 from limbeck.config.room import Room
@@ -79,6 +79,7 @@ def _main(words: list[str], seen: _Seen) -> int:
         return 0
     parsed = flags.read(command, rest)
     seen.where, seen.debug, seen.config = parsed.where, parsed.debug, parsed.config
+    launch.several(command, rest)
     for note in parsed.notes:
         voice.note(note)
     voice.listen()
@@ -91,9 +92,10 @@ def _main(words: list[str], seen: _Seen) -> int:
 
 
 def _unknown(command: str) -> ConfigError:
-    if instead := swift.COMMANDS.get(command):
-        what = f"{command} is a command of ms-swift that Limbeck has not"
-        return ConfigError(what, where=f"limbeck {command}", fix=instead)
+    for theirs, table in (("command of ms-swift", swift.COMMANDS), ("script of TRL", trl.COMMANDS)):
+        if instead := table.get(command):
+            what = f"{command} is a {theirs} that Limbeck has not"
+            return ConfigError(what, where=f"limbeck {command}", fix=instead)
     near = difflib.get_close_matches(command, [*COMMANDS, *ALIASES, "completion"], n=1)
     fix = f"did you mean `limbeck {near[0]}`?" if near else f"one of: {', '.join(COMMANDS)}"
     if command.startswith("-"):

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from limbeck.cli.launch import world_size
 from limbeck.cli.masks import masked
 from limbeck.config.beside import PlanConfig
 from limbeck.config.flags import to_yaml
@@ -27,7 +28,7 @@ from limbeck.train.prepare import Prepared, prepare, rows_by_teacher, teachers_h
 def run(config: PlanConfig) -> int:
     """Prints the plan; with --write, leaves the resolved configuration as a YAML file that `limbeck rlhf` runs."""
     training = Config(**{name: getattr(config, name) for name in Config.model_fields})
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = world_size(os.environ)
     prepared = prepare(training, world_size=world)
     out = Console(highlight=False, soft_wrap=True)
     _section(out, "method", str(prepared.method))

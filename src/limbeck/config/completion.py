@@ -37,10 +37,13 @@ def _bash() -> str:
     commands = _commands()
     firsts = [*dict.fromkeys(name.split()[0] for name in commands), "completion"]
     lines = ["_limbeck() {", '    local word="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD-1]}"']
-    lines += ['    local command="${COMP_WORDS[1]}" known="" choices=""', "    COMPREPLY=()"]
+    lines += ['    local command="${COMP_WORDS[1]}" known="" choices="" given=""', "    COMPREPLY=()"]
     # --flag=value: bash takes the sign for a word of its own
     lines += ['    if [ "$word" = "=" ]; then word=""', '    elif [ "$before" = "=" ]; then']
     lines += ['        before="${COMP_WORDS[COMP_CWORD-2]}"', "    fi"]
+    # and zsh a part of the word, which what is offered then begins with
+    lines += ['    case "$word" in']
+    lines += ['        --*=*) before="${word%%=*}"; given="$before="; word="${word#*=}" ;;', "    esac"]
     lines += ['    if [ "$COMP_CWORD" -eq 1 ]; then']
     lines += [f'        COMPREPLY=( $(compgen -W "{" ".join(firsts)}" -- "$word") ); return', "    fi"]
     for group, members in _groups(commands).items():
@@ -56,7 +59,10 @@ def _bash() -> str:
     choices = {flag.name: _choices(flag) for spec in commands.values() for flag in _flags(spec)}
     lines += [f'        --{name}) choices="{" ".join(values)}" ;;' for name, values in choices.items() if values]
     lines += ["    esac", '    case "$word" in', '        -*) COMPREPLY=( $(compgen -W "$known" -- "$word") ) ;;']
-    lines += ['        *) COMPREPLY=( $(compgen -W "$choices" -- "$word") ) ;;', "    esac", "}"]
+    lines += ['        *) COMPREPLY=( $(compgen -P "$given" -W "$choices" -- "$word") ) ;;', "    esac"]
+    # a path after the sign; where there is none the shell does it by itself
+    lines += ['    if [ -n "$given" ] && [ -z "$choices" ]; then']
+    lines += ['        for word in "$word"*; do [ ! -e "$word" ] || COMPREPLY+=( "$given$word" ); done', "    fi", "}"]
     return "\n".join([*lines, "complete -o bashdefault -o default -F _limbeck limbeck"])
 
 

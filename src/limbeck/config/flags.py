@@ -1,7 +1,8 @@
 """argv + YAML -> the command's configuration: default < YAML < flag.
 
 `--flag`, `--flag value`, `--flag=value` and `--flag a b` for lists; dashes and underscores are the same; the first
-positional argument may be a YAML file, flat or by room. The fields of the models are the flags: there is no other list.
+positional argument, or `--config FILE`, may be a YAML file, flat or by room. The fields of the models are the flags:
+there is no other list.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class Parsed:
 
 
 SKIPPED = 4  # keys of a file that are named where a command does not use them
+LINES = 3  # lines of a file that an error repeats whole
 
 
 def parse(command: str, argv: Sequence[str]) -> Room:
@@ -75,7 +77,8 @@ def read(command: str, argv: Sequence[str]) -> Parsed:
     read_here = {name for name, flag in flags.items() if reads(spec, flag)}
     if spec.positional and argv and not argv[0].startswith("-"):
         argv = [f"--{spec.positional}", *argv]
-    entries, tokens = _from_file(argv, {flag.room for flag in flags.values()})
+    path, tokens = _yaml_of(argv)
+    entries = read_yaml(path, {flag.room for flag in flags.values()}) if path else []
     given: dict[str, Any] = dict(spec.presets)
     parsed = Parsed(spec.config.model_construct())
     skipped: list[str] = []
@@ -107,7 +110,7 @@ def read(command: str, argv: Sequence[str]) -> Parsed:
     if skipped:
         more = f" and {len(skipped) - SKIPPED} other keys" if len(skipped) > SKIPPED + 1 else ""
         named = ", ".join(skipped[:SKIPPED] if more else skipped)
-        parsed.notes.append(f"limbeck {command} does not use {named}{more} of {argv[0]}")
+        parsed.notes.append(f"limbeck {command} does not use {named}{more} of {path}")
     parsed.notes += name_base(given, parsed.where) if "adapters" in read_here else []
     parsed.notes += name_base(given, parsed.where, of="other_") if given.get("other_model") else []  # alone: on --model
     _require(spec, given)
@@ -183,10 +186,21 @@ def _kind(arms: Sequence[Any]) -> Kind:
     return "list" if list in origins else "table" if dict in origins else "value"
 
 
-def _from_file(argv: Sequence[str], rooms: set[str]) -> tuple[list[Entry], list[str]]:
-    if argv and not argv[0].startswith("-"):
-        return read_yaml(argv[0], rooms), list(argv[1:])
-    return [], list(argv)
+def _yaml_of(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The YAML file, which comes first or after --config as ms-swift and TRL have it; and the other words."""
+    rest = list(argv)
+    paths = [rest.pop(0)] if rest and not rest[0].startswith("-") else []
+    while at := next((i for i, word in enumerate(rest, 1) if word.partition("=")[0] == "--config"), 0):
+        _, equals, value = rest.pop(at - 1).partition("=")
+        if not equals:
+            value = rest.pop(at - 1) if rest[at - 1 :] and not rest[at - 1].startswith("-") else ""
+        if not value:
+            raise ConfigError("--config needs a value", where="--config", fix="write --config run.yaml")
+        paths.append(value)
+    if len(paths) > 1:
+        fix = "put their settings into one file, or give some of them as flags"
+        raise ConfigError(f"one YAML file at most, and {len(paths)} are given", where=" ".join(paths), fix=fix)
+    return next(iter(paths), ""), rest
 
 
 def _from_flags(tokens: Sequence[str]) -> list[Entry]:
@@ -224,17 +238,20 @@ def _from_swift(
 ) -> str | None:
     """The field that a flag of ms-swift sets; None for one that sets nothing. Says so in `notes` or `refused`."""
     name, text = entry.name, _text(entry.value)
+    if name not in swift.FLAGS and (instead := trl.instead(name)):
+        refused.append((entry, swift.Refused(instead)))
+        return None
     match swift.lookup(name):
         case swift.Renamed(to=to, values=values) if to in flags:
             if (ours := values.get(text.lower())) == "":
                 return None
             if ours is not None:
                 entry.value = ours if entry.from_file else [ours]
-            notes.append(f"--{name} is --{to} {_text(entry.value)} here".rstrip())
+            notes.append(f"{swift.spelled(name)} is --{to} {_text(entry.value)} here".rstrip())
             return to
         case swift.NotNeeded(why=why, off=off):
             if text.lower() not in off:
-                notes.append(f"--{name} has no effect: {why}")
+                notes.append(f"{swift.spelled(name)} has no effect: {why}")
             return None
         case swift.Refused() as known:
             if text.lower() not in known.off:
@@ -260,15 +277,30 @@ def _refusals(
     """All of them at once: who brings a command from ms-swift does not want to meet them one by one."""
     advice: dict[str, list[str]] = {}
     for entry, instead in [*((e, r.instead) for e, r in refused), *((e, _elsewhere(flag)) for e, flag in unused)]:
-        advice.setdefault(instead, []).append(f"--{entry.name}")
-    lacking = [f"--{entry.name}" for entry, _ in refused]
+        advice.setdefault(instead, []).append(swift.spelled(entry.name))
+    of_trl = [e for e, _ in refused if e.name not in swift.FLAGS and trl.instead(e.name)]
+    whats: list[str] = []
+    for entries, one, more in (
+        ([e for e, _ in refused if e not in of_trl], "is a flag of ms-swift", "are flags of ms-swift"),
+        (of_trl, "is a name of TRL's", "are names of TRL's"),
+    ):
+        names = [swift.spelled(entry.name) for entry in entries]
+        whats += [f"{', '.join(names)} {one if len(names) == 1 else more} that Limbeck has not"] if names else []
     idle = ", ".join(f"--{entry.name}" for entry, _ in unused)
-    are = "is a flag" if len(lacking) == 1 else "are flags"
-    whats = [f"{', '.join(lacking)} {are} of ms-swift that Limbeck has not"] if lacking else []
     whats += [f"limbeck {spec.name} does not use {idle}"] if idle else []
     each = [f"{', '.join(names)}: {instead}" for instead, names in advice.items()]
     fix = next(iter(advice)) if len(advice) == 1 else "\n         ".join(each)
-    return ConfigError("; ".join(whats), where=", ".join(entry.where for entry, _ in [*refused, *unused]), fix=fix)
+    return ConfigError("; ".join(whats), where=_places([entry for entry, _ in [*refused, *unused]]), fix=fix)
+
+
+def _places(entries: Sequence[Entry]) -> str:
+    """Where they stand; many lines of a file by their numbers, since what they say is in the error already."""
+    lines = [entry for entry in entries if entry.from_file]
+    if len(lines) <= LINES:
+        return ", ".join(entry.where for entry in entries)
+    path = lines[0].where.partition(":")[0]
+    numbers = ", ".join(entry.where.removeprefix(f"{path}:").partition(" ")[0] for entry in lines)
+    return ", ".join([f"{path}:{numbers}", *(entry.where for entry in entries if not entry.from_file)])
 
 
 def _unknown(entry: Entry, flags: dict[str, Flag], spec: Command) -> ConfigError:
@@ -277,9 +309,7 @@ def _unknown(entry: Entry, flags: dict[str, Flag], spec: Command) -> ConfigError
     near = difflib.get_close_matches(entry.name, known + rooms, n=1, cutoff=0.6)
     kind, dashes = ("key", "") if entry.from_file else ("flag", "--")
     fix = f"did you mean {dashes}{near[0]}?" if near else f"see `limbeck {spec.name} --help` for all that there are"
-    of_trl = trl.instead(entry.name)
-    what = f"unknown {kind} {dashes}{entry.name}" + (", a name of TRL's" if of_trl else "")
-    return ConfigError(what, where=entry.where, fix=of_trl or fix)
+    return ConfigError(f"unknown {kind} {dashes}{entry.name}", where=entry.where, fix=fix)
 
 
 def _elsewhere(flag: Flag) -> str:

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import textwrap
 from typing import Any
 
-from limbeck.config import swift, trl
+from limbeck.config import environment, swift, trl
 from limbeck.config.commands import COMMANDS, Command
+from limbeck.config.entries import Entry, NotNeeded, Refused, Renamed
 from limbeck.config.flags import Flag, all_flags, flags_of, reads, rooms_of
+from limbeck.config.swift_rest import GROUPS, REST
 
 _INDENT = 34
 _SWIFT_INTRO = (
     "`swift rlhf --rlhf_type gkd ...` becomes `limbeck rlhf --rlhf_type gkd ...` with the same flags. A flag of",
     "ms-swift that Limbeck does not have is refused with what to use instead, and never ignored silently.",
 )
-
+_LAUNCHED = (
+    "A command of theirs that begins with `NPROC_PER_NODE=4` or `NNODES=2` begins with it here too. `torchrun`, and",
+    "`accelerate launch`, start `-m limbeck.cli.main rlhf` where they start `swift/cli/rlhf.py` there; see",
+    "[several processes](parallel.md).",
+)
+_FILES = (
+    "`limbeck rlhf --config run.yaml` and `limbeck rlhf run.yaml` are the same; a JSON file does too. Of a file for",
+    "Ray (`megatron rlhf --use_ray true --config run.yaml`) the settings under `train`, `rollout` and `teacher` count",
+    "as if they stood alone: `gpus` has no effect, and a `model` under `teacher` is `--teacher_model`. What Ray puts",
+    "on devices of their own is one process a device here, and a large teacher answers from `limbeck deploy`.",
+)
 
 _TRL_INTRO = (
     "There the trainer is a class and the settings are its config; here the method is a row of flags, and",
-    "`limbeck.distil` takes the same names. TRL's own names are not accepted: an unknown flag of theirs is answered",
-    "with ours. The names that TRL inherits from transformers' TrainingArguments are the same here, or stand in",
+    "`limbeck.distil` takes the same names. TRL's own names are not accepted, since other defaults stand behind them:",
+    "those of a command or a YAML file (`--config run.yaml`) are answered all at once, each with ours. The names that",
+    "TRL inherits from transformers' TrainingArguments are the same here, or stand in",
     "[coming from ms-swift](coming-from-ms-swift.md), which has them too. Checked against TRL 1.16.",
 )
 
@@ -69,7 +83,9 @@ def command_help(name: str, *, whole: bool = False) -> str:
     lines += ["", f"usage: limbeck {name} [{spec.positional.upper() or 'FILE.yaml'}] [--flag value ...]"]
     if not spec.positional:
         lines += _wrap(
-            "A flag wins over the file. The file is flat or by room; dashes and underscores are the same.", 2
+            "A flag wins over the file, which may follow --config too. The file is flat or by room; dashes and "
+            "underscores are the same.",
+            2,
         )
     flags = [flag for flag in flags_of(spec.config).values() if reads(spec, flag)]
     short = not whole and len(flags) > _MANY
@@ -94,23 +110,46 @@ def swift_page() -> str:
     lines += [f"| `{d.flag}` | {d.ours} | {d.theirs} | {d.why} |" for d in swift.DIFFERENCES]
     lines += ["", "## Commands that are not here", "", "| ms-swift | here |", "|---|---|"]
     lines += [f"| `swift {name}` | {instead} |" for name, instead in swift.COMMANDS.items()]
+    lines += ["", "## Environment variables", "", *_LAUNCHED, "", "| ms-swift | here |", "|---|---|"]
+    lines += [f"| {_coded(names)} | {what} |" for names, what in environment.VARIABLES.items()]
+    lines += ["", "## YAML files", "", *_FILES]
     lines += ["", "## Flags that differ", "", "A flag that is not listed here has the same name and meaning.", ""]
     lines += ["| ms-swift | here |", "|---|---|"]
-    for name, entry in swift.FLAGS.items():
-        match entry:
-            case swift.Renamed(to=to):
-                text = f"`--{to}`"
-            case swift.NotNeeded(why=why):
-                text = f"accepted, without effect: {why}"
-            case swift.Refused(instead=instead):
-                text = f"not supported: {instead}"
-        lines.append(f"| `--{name}` | {text} |")
+    lines += [f"| `{swift.spelled(name)}` | {_told(e)} |" for name, e in swift.FLAGS.items() if name not in REST]
+    lines += ["", "## Flags that no example of theirs gives", "", "| ms-swift | here |", "|---|---|"]
+    for entry, names in GROUPS:
+        lines.append(f"| {', '.join(f'`--{name}`' for name in names.split())} | {_told(entry)} |")
     return "\n".join(lines) + "\n"
+
+
+def _told(entry: Entry) -> str:
+    match entry:
+        case Renamed(to=to):
+            return f"`--{to}`"
+        case NotNeeded(why=why):
+            return f"accepted, without effect: {why}"
+        case Refused(instead=instead):
+            return f"not supported: {instead}"
+
+
+def _coded(names: str) -> str:
+    """Names between backquotes; `and the like` after one stays outside."""
+    return re.sub(r"[A-Z][A-Z0-9_]+", lambda name: f"`{name[0]}`", names)
 
 
 def trl_page() -> str:
     """docs/coming-from-trl.md: `python -m limbeck.config.helptext trl` prints it."""
-    lines = ["# Coming from TRL", "", *_TRL_INTRO]
+    lines = [
+        "# Coming from TRL",
+        "",
+        *_TRL_INTRO,
+        "",
+        "## Commands that are not here",
+        "",
+        "| TRL | here |",
+        "|---|---|",
+    ]
+    lines += [f"| `{name}` | {instead} |" for name, instead in trl.COMMANDS.items()]
     ours = all_flags()
     for cls, (start, names) in trl.CLASSES.items():
         lines += ["", f"## {cls}", "", f"`{start}`" if " " in start and "any" not in start else "On any command.", ""]
@@ -124,14 +163,14 @@ def trl_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _said(entry: swift.Entry) -> str:
+def _said(entry: Entry) -> str:
     match entry:
-        case swift.Renamed(to=to, values=values):
+        case Renamed(to=to, values=values):
             known = ", ".join(f"`{theirs}` is `{ours}`" for theirs, ours in values.items() if theirs and ours)
             return f"`--{to}`" + (f" ({known})" if known else "")
-        case swift.NotNeeded(why=why):
+        case NotNeeded(why=why):
             return f"not needed: {why}"
-        case swift.Refused(instead=instead):
+        case Refused(instead=instead):
             return f"not supported: {instead.removeprefix('leave it out: ')}"
 
 

@@ -6,37 +6,10 @@ something carries the sentence that the user reads. `docs/coming-from-ms-swift.m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Renamed:
-    """Ours is called `to`. `values` translates values that are spelled otherwise; others pass as they are,
-    and an empty translation sets nothing."""
-
-    to: str
-    values: Mapping[str, str] = field(default_factory=dict[str, str])
-
-
-@dataclass(frozen=True, slots=True)
-class NotNeeded:
-    """Accepted and without effect: it changes speed or convenience there, not what is computed. Nothing is said of
-    the values in `off`."""
-
-    why: str
-    off: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Not supported. `instead` is what to do; the values in `off` switch the feature off and are accepted."""
-
-    instead: str
-    off: tuple[str, ...] = ()
-
-
-Entry = Renamed | NotNeeded | Refused
+from limbeck.config.entries import Entry, NotNeeded, Refused, Renamed
+from limbeck.config.swift_rest import REST
 
 _PACKING = (
     "no padding is computed as it is, and a shared prompt once (--attn_impl sdpa); "
@@ -54,13 +27,35 @@ _PPO = "leave it out: --rlhf_type grpo does not have it in this version"
 _PREF = "Limbeck distils and does not train on preferences; leave it out"
 _ENGINE = (
     "use_vllm sleep_level move_model_batches gpu_memory_utilization tensor_parallel_size async_generate "
-    "offload_model offload_optimizer tp data_parallel_size"
+    "offload_model offload_optimizer tp data_parallel_size use_lmdeploy num_infer_workers gc_collect_after_offload"
 )
+_TURNS = "leave it out: the student writes one turn of a conversation"
+_GYMS = "multi_turn_scheduler use_gym_env gym_env tree_rollout max_tree_deep"
+_ALONE = "one process a device is started by NPROC_PER_NODE=4 before the command, or by torchrun (docs/parallel.md)"
+_RAY = "use_ray colocate_groups device_groups ray_exp_name train.gpus rollout.gpus ref.gpus teacher.gpus"
+_RAY_TEACHER = (
+    "leave it out: a teacher is loaded here, or answers as a server of its own: `limbeck deploy --model TEACHER "
+    "--max_logprobs 64` and --teacher_model_server"
+)
+_SCORED = "leave it out; `limbeck eval --reward_funcs accuracy` scores answers, `limbeck generate` writes them"
+_SCORES = "orm_model prm_model prm_threshold process_reward_rate"
+_BENCH = "measure on rows of yours: `limbeck eval --val_dataset rows.jsonl --reward_funcs accuracy`"
+_BENCHES = "eval_backend eval_url eval_use_evalscope eval_dataset_args eval_generation_config custom_eval_config"
+_ITSELF = "leave it out, and give the run's own file first: limbeck COMMAND output/run/config.yaml"
+_HF = "leave it out: models are read and written as Hugging Face has them"
+_LOOK = "to_model_summary load_model return_dummy_model"
 _4BIT = "leave it out, and use --torch_dtype bfloat16 with --tuner_type lora"
 _LINEAR = "the loss never holds a tokens x vocabulary tensor (--loss_impl linear)"
-_SPLIT = "tensor_model_parallel_size pipeline_model_parallel_size context_parallel_size expert_model_parallel_size"
+_SPLIT = (
+    "tensor_model_parallel_size pipeline_model_parallel_size context_parallel_size expert_model_parallel_size "
+    "expert_tensor_parallel_size virtual_pipeline_model_parallel_size decoder_first_pipeline_num_layers"
+)
+_EXPERTS = "leave it out: experts are run and weighed as transformers has them"
 _STATE = "no_save_optim no_save_rng no_load_optim no_load_rng"
-_OFFICES = "recompute_method recompute_num_layers sequence_parallel cross_entropy_loss_fusion"
+_OFFICES = (
+    "recompute_method recompute_num_layers sequence_parallel cross_entropy_loss_fusion gradient_accumulation_fusion "
+    "moe_permute_fusion moe_grouped_gemm moe_shared_expert_overlap offload_bridge use_precision_aware_optimizer"
+)
 _POLICY = "reward_model reward_model_plugin sync_ref_model kl_in_reward"
 
 FLAGS: dict[str, Entry] = {
@@ -83,6 +78,25 @@ FLAGS: dict[str, Entry] = {
         """use --lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs '{"min_lr": 1e-6}'""", ("0",)
     ),
     "train_iters": Renamed("max_steps"),
+    "max_epochs": Renamed("num_train_epochs"),
+    "log_interval": Renamed("logging_steps"),
+    "eval_interval": Renamed("eval_steps"),
+    "save_interval": Renamed("save_steps"),
+    "save": Renamed("output_dir"),
+    "wandb_exp_name": Renamed("run_name"),
+    "adapter_load": Renamed("adapters"),
+    "load": Refused(_HF),
+    "to_mcore": Refused(_HF, _NO),
+    "moe_aux_loss_coeff": Refused("leave it out: no loss for balancing experts", ("0",)),
+    "router_aux_loss_coef": Refused("leave it out: no loss for balancing experts", ("0",)),
+    "moe_expert_capacity_factor": Refused(_EXPERTS),
+    "experts_impl": Refused(_EXPERTS),
+    "mtp_num_layers": Refused("leave it out: the next token alone is learnt"),
+    "optimizer_offload_fraction": Refused(_ZERO, ("0",)),
+    "group_by_length": NotNeeded("no padding is computed as it is (--attn_impl sdpa)", _NO),
+    "aligner_lr": Refused(_IMAGES),
+    "optimizer_cpu_offload": Refused(_ZERO, _NO),
+    "eval_iters": Refused("leave it out: an evaluation takes all held-out rows; fewer are --val_dataset PATH#N"),
     "micro_batch_size": Renamed("per_device_train_batch_size"),
     "global_batch_size": Refused(
         "use --gradient_accumulation_steps: the global batch over --per_device_train_batch_size and the processes"
@@ -93,9 +107,27 @@ FLAGS: dict[str, Entry] = {
     "resume_only_model": Refused(
         "start a new run from the weights: --adapters CHECKPOINT for LoRA, --model CHECKPOINT for all weights", _NO
     ),
+    # those of `swift sample`, for `limbeck generate`
+    "num_return_sequences": Renamed("num_generations"),
+    "num_sampling_batch_size": Renamed("rollout_batch_size"),
+    "num_sampling_per_gpu_batch_size": Renamed("rollout_batch_size"),
+    "output_file": Renamed("result_path"),
+    "sampler_engine": Refused(_SERVER, ("transformers", "pt")),
+    "sampler_type": Refused("leave it out: a model that is loaded here answers, token by token", ("sample",)),
+    "engine_kwargs": Refused(_SERVER),
+    "data_range": Refused("take a part of the rows: PATH#N"),
+    "cache_files": Refused("leave it out: an unfinished --result_path is gone on with"),
+    "override_exist_file": Refused("remove the file of --result_path first: nothing is overwritten", _NO),
+    **{name: Refused(_SCORED) for name in _SCORES.split()},
+    # those of a file for Ray: its mappings with `gpus` are roles
+    **{name: NotNeeded(_ALONE, _NO) for name in _RAY.split()},
+    "teacher.model": Renamed("teacher_model"),
+    "ENV": Refused("set them before the command: NAME=value limbeck COMMAND ..."),
+    "env": Refused("set them before the command: NAME=value limbeck COMMAND ..."),
     # nothing to do here
     "dataset_num_proc": NotNeeded("rows are tokenised in large batches, on all cores, before the first step"),
     "dataloader_num_workers": NotNeeded("rows are rendered before the first step"),
+    "num_workers": NotNeeded("rows are rendered before the first step"),
     "dataloader_pin_memory": NotNeeded("rows are rendered before the first step"),
     "dataloader_persistent_workers": NotNeeded("rows are rendered before the first step"),
     "dataloader_prefetch_factor": NotNeeded("rows are rendered before the first step"),
@@ -132,6 +164,9 @@ FLAGS: dict[str, Entry] = {
     **{name: NotNeeded("a checkpoint always holds what an exact resume needs") for name in _STATE.split()},
     **{name: NotNeeded("Megatron's own way to memory or speed") for name in _OFFICES.split()},
     "log_entropy": NotNeeded("entropies are always logged"),
+    "load_safetensors": NotNeeded("weights are read as they are"),
+    "to_hf": NotNeeded("models are written as Hugging Face has them", _NO),
+    "test_convert_precision": NotNeeded("nothing is converted", _NO),
     # not supported
     "seq_kd": Refused(
         "let the teacher answer the prompts first (`limbeck generate --model TEACHER`), then train on its file "
@@ -150,11 +185,13 @@ FLAGS: dict[str, Entry] = {
     "cached_dataset": Refused("pass the rows themselves as --dataset"),
     "cached_val_dataset": Refused("pass the rows themselves as --val_dataset"),
     "to_cached_dataset": Refused("leave it out: rows are tokenised when a run begins"),
-    "multi_turn_scheduler": Refused("leave it out: the student writes one turn of a conversation"),
-    "max_turns": Refused("leave it out: the student writes one turn of a conversation", ("1",)),
+    **{name: Refused(_TURNS, _NO) for name in _GYMS.split()},
+    "max_turns": Refused(_TURNS, ("1",)),
+    "generation_batch_size": Refused("use --steps_per_generation; --rollout_batch_size is what is sampled at a time"),
     "teacher_model_group": Refused("name several teachers with their tags on --teacher_model"),
     "use_mopd": Refused("name several teachers with their tags on --teacher_model", _NO),
     "teacher_model_type": NotNeeded("the architecture is read from the model's own configuration"),
+    "add_non_thinking_prefix": Refused("leave it out, and set it in the model's chat template", _NO),
     "enable_thinking": Refused("leave it out, and set the thinking switch in the model's chat template"),
     "response_prefix": Refused("leave it out, and begin the dataset's responses with it"),
     "num_beams": Refused("leave it out: responses are sampled, or greedy with --temperature 0", ("1",)),
@@ -186,6 +223,18 @@ FLAGS: dict[str, Entry] = {
     "model_name": Refused("write the name into the rows: {{NAME}} is not filled in"),
     "model_author": Refused("write the author into the rows: {{AUTHOR}} is not filled in"),
     "eval_dataset": Refused("use --val_dataset with held-out rows"),
+    "eval_limit": Refused("take a part of the held-out rows: --val_dataset PATH#100"),
+    **{name: Refused(_BENCH, _NO) for name in _BENCHES.split()},
+    "ckpt_dir": Refused("use --adapters for a LoRA checkpoint, --model for one of all weights"),
+    "to_ollama": Refused("use --gguf_type q8_0, and name the .gguf file in a Modelfile: FROM ./model.gguf", _NO),
+    **{
+        name: Refused("leave it out: `limbeck plan` says what a run would do, without weights")
+        for name in _LOOK.split()
+    },
+    "exist_ok": Refused("give a new --output_dir: nothing is overwritten", _NO),
+    "load_args": Refused(_ITSELF, _NO),
+    "load_data_args": Refused(_ITSELF, _NO),
+    "wandb_project": Refused("set it in the environment, as WANDB_PROJECT"),
     "val_dataset_shuffle": Refused("leave it out: the order of held-out rows does not matter", _NO),
     "strict": Refused("use --truncation_strategy raise", _NO),
     "interleave_prob": Refused("weigh data sets by taking parts of them: PATH#N"),
@@ -214,15 +263,19 @@ FLAGS: dict[str, Entry] = {
     "label_smoothing": Refused(_PREF, ("0",)),
     **{name: Refused(_SERVER, _NO) for name in _ENGINE.split()},
     **{name: Refused(_PPO) for name in _POLICY.split()},
+    **REST,
 }
 # Families of flags, by how they begin.
 FAMILIES: dict[str, Entry] = {
     "vllm_": Refused(_SERVER),
     "sglang_": Refused(_SERVER),
     "lmdeploy_": Refused(_SERVER),
-    "swanlab_": Refused("set it in the environment, as SWANLAB_PROJECT and the like"),
+    "swanlab_": Refused("leave it out: SWANLAB_PROJECT and SWANLAB_API_KEY are read from the environment"),
     "ref_": Refused(_PPO),
     "chord_": Refused(_PPO),
+    "fipo_": Refused("use --loss_type grpo, bnpo, dr_grpo, dapo, cispo or sapo"),
+    "teacher.": Refused(_RAY_TEACHER),
+    "quant_": Refused("leave it out; `limbeck export --gguf_type q8_0` writes 8-bit weights"),
     "vit_": Refused(_IMAGES),
     "lora_ga_": Refused("leave it out: plain LoRA adapters"),
     "bnb_4bit_": Refused(_4BIT),
@@ -236,6 +289,11 @@ def lookup(name: str) -> Entry | None:
     """What ms-swift's flag is here; None for a flag that is not in the tables."""
     families = (entry for start, entry in FAMILIES.items() if name.startswith(start))
     return FLAGS.get(name) or next(families, None)
+
+
+def spelled(name: str) -> str:
+    """A flag as it is typed; a key of a role as it stands in its file, `teacher.model`."""
+    return name if "." in name or name == "ENV" else f"--{name}"
 
 
 # Values of flags that are ours, spelled as ms-swift spells them.

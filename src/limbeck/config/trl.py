@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from limbeck.config.swift import Entry, NotNeeded, Refused, Renamed
+from limbeck.config.entries import Entry, NotNeeded, Refused, Renamed
 
 _SAMPLING = (
     "max_completion_length temperature top_p top_k min_p repetition_penalty generation_kwargs chat_template_kwargs "
@@ -94,6 +94,12 @@ CLASSES: Mapping[str, tuple[str, str]] = {
         "log_completions_hub_repo use_transformers_continuous_batching transformers_continuous_batching_config "
         "use_transformers_paged vllm_importance_sampling_cap",
     ),
+    "MiniLLMConfig": (
+        "limbeck rlhf --rlhf_type grpo --opd_signal full",
+        "teacher_model_init_kwargs disable_dropout rkl_advantage single_step_decomposition kd_temperature gamma "
+        "length_normalization",
+    ),
+    "GRPOScriptArguments": ("limbeck rlhf --rlhf_type grpo", "reward_model_name_or_path reward_funcs"),
     "ModelConfig": (
         "any command",
         "model_name_or_path model_revision dtype attn_implementation use_peft lora_r lora_alpha lora_dropout "
@@ -102,10 +108,37 @@ CLASSES: Mapping[str, tuple[str, str]] = {
     ),
     "ScriptArguments": (
         "any command",
-        "dataset_name dataset_config dataset_train_split dataset_test_split dataset_streaming ignore_bias_buffers",
+        "dataset_name dataset_config dataset_train_split dataset_test_split dataset_streaming "
+        "gradient_checkpointing_use_reentrant ignore_bias_buffers",
+    ),
+    "DatasetMixtureConfig": ("any command", "datasets streaming test_split_size"),
+    "accelerate launch": (
+        "any command",
+        "num_processes num_machines machine_rank main_process_ip main_process_port accelerate_config",
+    ),
+    "Older names": (
+        "any command",
+        "torch_dtype max_seq_length evaluation_strategy student_model_name teacher_model_name student_model_revision "
+        "load_best_model_at_end",
     ),
 }
 
+# TRL's commands and scripts that are not commands here -> what to do instead.
+COMMANDS: Mapping[str, str] = {
+    "gkd": "use `limbeck rlhf --rlhf_type gkd`",
+    "gold": "use `limbeck rlhf --rlhf_type gkd`, where student and teacher share a tokenizer",
+    "distillation": "use `limbeck rlhf --rlhf_type gkd --lmbda 1 --beta 1`",
+    "minillm": "use `limbeck rlhf --rlhf_type grpo --opd_signal full` with a --teacher_model",
+    "grpo": "use `limbeck rlhf --rlhf_type grpo`",
+    "rloo": "use `limbeck rlhf --rlhf_type grpo --advantage_estimator rloo`",
+    **dict.fromkeys(("dpo", "kto", "reward"), "Limbeck distils and does not train on preferences"),
+    "vllm-serve": "use `limbeck deploy --infer_backend vllm`",
+    "chat": "use `limbeck infer`",
+    "env": "use `limbeck --version`; a run's versions are in its env.json",
+}
+
+_LAUNCH = "start several processes with NPROC_PER_NODE=4 before the command, or with torchrun (docs/parallel.md)"
+_MACHINES = "num_processes num_machines machine_rank main_process_ip main_process_port"
 _BITS = "load_in_8bit load_in_4bit bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage"
 _ENTROPIES = "entropy_coef use_adaptive_entropy entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target"
 _TEMPLATE = "set it in the tokenizer's own chat template"
@@ -125,6 +158,8 @@ _TOKENIZERS = (
 _OBJECTIVE = "leave it out: every token counts alike, or by its place (--position_weights)"
 _ALL_WRITTEN = "all completions are in completions.jsonl and report.html"
 
+_RETURN = "leave it out: a token's advantage is its own log-ratio with the teacher (gamma 0)"
+
 # Names that are not ours, and are not in ms-swift's table either.
 FLAGS: dict[str, Entry] = {
     "model_name_or_path": Renamed("model"),
@@ -142,6 +177,24 @@ FLAGS: dict[str, Entry] = {
     "dataset_train_split": Refused(_SPLIT),
     "dataset_test_split": Refused(_SPLIT),
     "dataset_streaming": Renamed("streaming"),
+    "datasets": Renamed("dataset"),
+    "test_split_size": Renamed("split_dataset_ratio"),
+    "gradient_checkpointing_use_reentrant": NotNeeded("activations are recomputed without re-entrance"),
+    "max_seq_length": Renamed("max_length"),
+    "evaluation_strategy": Renamed("eval_strategy"),
+    "student_model_name": Renamed("model"),
+    "student_model_revision": Renamed("model_revision"),
+    "teacher_model_name": Renamed("teacher_model"),
+    "reward_model_name_or_path": Refused("leave it out: rewards are functions, by name or --external_plugins"),
+    **{name: Refused(_LAUNCH) for name in _MACHINES.split()},
+    "accelerate_config": Refused(
+        "use --fsdp fsdp2 with several processes, which shards the student (docs/parallel.md)"
+    ),
+    "rkl_advantage": NotNeeded("a teacher that is named is learnt from, as --opd_signal says"),
+    "single_step_decomposition": Renamed("opd_signal", {"true": "full", "false": "sampled"}),
+    "kd_temperature": Renamed("loss_temperature"),
+    "gamma": Refused(_RETURN),
+    "length_normalization": Refused(_RETURN),
     "ignore_bias_buffers": NotNeeded("a workaround for GPT-2 in several processes"),
     "shuffle_dataset": Renamed("dataset_shuffle"),
     "dataset_text_field": Renamed("columns", {"": '{"NAME": "prompt"}'}),
@@ -157,7 +210,6 @@ FLAGS: dict[str, Entry] = {
     "completion_only_loss": NotNeeded("prompts are never trained"),
     "assistant_only_loss": Renamed("loss_scale", {"true": "default"}),
     "activation_offloading": Refused("use --gradient_checkpointing true"),
-    "router_aux_loss_coef": Refused("leave it out: no loss for balancing experts"),
     "torch_empty_cache_steps": NotNeeded("the loss keeps no large buffers"),
     "model_init_kwargs": Refused(_KWARGS),
     "teacher_model_name_or_path": Renamed("teacher_model"),
@@ -173,7 +225,6 @@ FLAGS: dict[str, Entry] = {
     "use_transformers_paged": Refused(_BATCHING),
     "use_transformers_continuous_batching": Refused(_BATCHING),
     "transformers_continuous_batching_config": Refused(_BATCHING),
-    "generation_batch_size": Refused("use --steps_per_generation; --rollout_batch_size is what is sampled at a time"),
     "ds3_gather_for_generation": NotNeeded("DeepSpeed is not used"),
     "max_tool_calling_iterations": Refused("leave it out: the student writes one turn of a conversation"),
     "num_completions_to_print": NotNeeded("all completions are in completions.jsonl and report.html"),
@@ -272,7 +323,16 @@ OTHERWISE: Mapping[str, Mapping[str, str]] = {
         "vllm_importance_sampling_mode": "off; there sequence_mask",
         "vllm_importance_sampling_clip_max": "2; there 3",
     },
+    "MiniLLMConfig": {
+        "single_step_decomposition": "with `full` or `sampled` it is one signal; there both are summed by default",
+    },
+    "GRPOScriptArguments": {
+        "reward_funcs": "`accuracy_reward` is `accuracy`, `think_format_reward` is `format`, "
+        "`get_soft_overlong_punishment` is `soft_overlong`",
+    },
+    "DatasetMixtureConfig": {"datasets": "a list of names, NAME:SUBSET where there is one"},
     "ModelConfig": {
+        "use_peft": "LoRA unless told otherwise; there all weights",
         "dtype": "as the model was saved; there float32",
         "lora_alpha": "32 with rank 8; there 32 with rank 16",
     },

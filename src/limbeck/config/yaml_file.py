@@ -26,8 +26,9 @@ class Entry:
 def read_yaml(path: str, rooms: set[str]) -> list[Entry]:
     """The settings of a file, flat or by room: a mapping under a room's name holds that room's fields.
 
-    Dashes in keys are underscores. Raises ConfigError for a file that cannot be read, for what is not a mapping, and
-    for a key that is given twice.
+    Dashes in keys are underscores. In a file for ms-swift's Ray a mapping with `gpus` is a role, no room: its settings
+    count as if they stood alone, but for `gpus` and those of its teacher, which are named `ROLE.KEY`.
+    Raises ConfigError for a file that cannot be read, for what is not a mapping, and for a key that is given twice.
     """
     import yaml
 
@@ -68,6 +69,9 @@ def _entries(loader: Any, node: Any, path: str, lines: list[str], rooms: set[str
             where = f"{path}:{key_node.start_mark.line + 1}"
             raise ConfigError("a key of the file is no word", where=where, fix="write `key: value`")
         name = str(loader.construct_object(key_node)).replace("-", "_")
+        if not inside and _is_role(value_node):
+            found += _of_role(name, _entries(loader, value_node, path, lines, rooms, inside=name))
+            continue
         if name in rooms and not inside and isinstance(value_node, yaml.MappingNode):
             found += _entries(loader, value_node, path, lines, rooms, inside=name)
             continue
@@ -75,6 +79,18 @@ def _entries(loader: Any, node: Any, path: str, lines: list[str], rooms: set[str
         value = loader.construct_object(value_node, deep=True)
         found.append(Entry(name, value, f"{path}:{line + 1}  {lines[line].strip()}", from_file=True, room=inside))
     return found
+
+
+def _is_role(node: Any) -> bool:
+    return any(getattr(key, "value", None) == "gpus" for key, _ in node.value) if node.id == "mapping" else False
+
+
+def _of_role(role: str, entries: list[Entry]) -> list[Entry]:
+    for entry in entries:
+        entry.room = ""
+        if role == "teacher" or entry.name == "gpus":
+            entry.name = f"{role}.{entry.name}"
+    return entries
 
 
 def _refuse_twice(entries: list[Entry]) -> None:

@@ -161,7 +161,7 @@ def start_trackers(
     ]
     accelerator.log_with = trackers
     accelerator.init_trackers(
-        PROJECT,
+        project_of(names),
         config=_hparams(config),
         init_kwargs={
             "wandb": {"name": run_name, "dir": folder},
@@ -170,6 +170,11 @@ def start_trackers(
         },
     )
     return names
+
+
+def project_of(names: Sequence[str]) -> str:
+    """The project as the environment has it for one of these trackers, WANDB_PROJECT and the like; else `limbeck`."""
+    return next((value for name in names if (value := os.environ.get(f"{name.upper()}_PROJECT"))), PROJECT)
 
 
 def stop_trackers(accelerator: Accelerator) -> None:

@@ -65,6 +65,7 @@ def test_after_the_sign(offered) -> None:
     """`--flag=value` is three words to bash."""
     assert offered("rlhf", "--rlhf_type", "=") == ["gkd", "grpo"]
     assert offered("rlhf", "--rlhf_type", "=", "gr") == ["grpo"]
+    assert offered("rlhf", "--rlhf_type=gr") == ["--rlhf_type=grpo"]  # and one where the user has told it so
 
 
 def fish(script: Path, line: str) -> list[str]:
@@ -141,6 +142,11 @@ def test_other_shells(ask: Callable[[str], list[str]]) -> None:
     assert ask("limbeck rlhf --rlhf_type ") == ["gkd", "grpo"]
     assert ask("limbeck rlhf --use_cpu ") == ["false", "true"]
     assert ask("limbeck serve --infer_b") == ["--infer_backend"]
+    assert ask("limbeck rlhf --rlhf_type=") == ["--rlhf_type=gkd", "--rlhf_type=grpo"]
+    assert ask("limbeck rlhf --rlhf_type=gr") == ["--rlhf_type=grpo"]
+    assert ask("limbeck plan --model m --use_cpu=t") == ["--use_cpu=true"]
+    assert ask("limbeck rlhf --learning_rate=1") == []
+    assert ask("limbeck rlhf --model=scr") == ["--model=script"]  # a file of the folder
     assert ask("limbeck data score --teacher_ca") == ["--teacher_cache"]
     assert ask("limbeck plan --model data --teacher_ca") == ["--teacher_cache"]  # a value is no command
 

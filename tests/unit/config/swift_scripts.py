@@ -640,6 +640,13 @@ ROLLOUT: dict[str, str] = {
     "grpo/external/vllm_gym": "--model S --model_type qwen2_5 --max_turns 3 --multi_turn_scheduler gym_scheduler "
     "--use_gym_env true --gym_env math_env",
     "grpo/external/grpo_7b": "--model S --data_parallel_size 2",
+    "grpo/external/grpo_32b_full": "--model S --tensor_parallel_size 2",
+    "grpo/external/mllm_lora": "--model S --vllm_data_parallel_size 2 --vllm_tensor_parallel_size 2 "
+    "--vllm_enable_lora true --vllm_max_lora_rank 16",
+    "grpo/external/moe_full": "--model S --vllm_max_model_len 16384 --vllm_enable_prefix_caching true",
+    "grpo/plugin/openenv/run_grpo_sudoku_server": "--model S --external_plugins plugin.py --enable_thinking false "
+    "--max_length 8192 --vllm_max_model_len 12288 --vllm_gpu_memory_utilization 0.9 --use_gym_env true "
+    "--multi_turn_scheduler sudoku_scheduler --max_turns 20",
     "grpo/multi_node/server_multi_node": "--model S --vllm_tensor_parallel_size 2 --vllm_data_parallel_size 2 --port 1",
     "grpo/plugin/treepo/tree_rollout": "--model S --vllm_use_async_engine true --external_plugins plugin.py "
     "--multi_turn_scheduler tree_rollout_scheduler --max_turns 6 --vllm_data_parallel_size 2",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import dataclasses
 
-from limbeck.config import parse
+import pytest
+from tests.unit.config.swift_names import NAMES
+from transformers import TrainingArguments
+
+from limbeck.config import parse, trl
 from limbeck.config.commands import COMMANDS
 from limbeck.config.flags import all_flags, flags_of, read
 from limbeck.config.swift import DIFFERENCES, FLAGS, NotNeeded, Refused, Renamed, lookup
@@ -103,6 +107,18 @@ EXAMPLE_FLAGS = [
 @pytest.mark.parametrize("flag", EXAMPLE_FLAGS)
 def test_every_flag_of_the_examples_is_known(flag):
     assert flag in all_flags() or lookup(flag) is not None
+
+
+@pytest.mark.parametrize("group", NAMES)
+def test_every_name_of_its_argument_classes_is_known(group):
+    known = {alias for command in COMMANDS.values() for alias in command.aliases} | set(all_flags()) | set(trl.FLAGS)
+    assert not [name for name in NAMES[group].split() if name not in known and lookup(name) is None]
+
+
+def test_every_name_of_transformers_training_arguments_is_known():
+    names = [field.name for field in dataclasses.fields(TrainingArguments)]
+    known = set(all_flags()) | set(trl.FLAGS)
+    assert len(names) > 100 and not [name for name in names if name not in known and lookup(name) is None]
 
 
 def test_the_table_says_nothing_of_our_own_flags():

@@ -4,7 +4,8 @@ refused with what to do instead."""
 from __future__ import annotations
 
 import pytest
-from tests.unit.config.swift_scripts import ROLLOUT, SCRIPTS
+from tests.unit.config import swift_scripts, swift_scripts_grpo, swift_scripts_models, swift_scripts_tools
+from tests.unit.config.swift_scripts import ROLLOUT
 
 from limbeck.cli.main import main
 from limbeck.config import swift
@@ -12,6 +13,10 @@ from limbeck.config.commands import COMMANDS
 from limbeck.config.flags import all_flags, flags_of, parse, read, reads
 from limbeck.config.swift import VALUES, NotNeeded, Refused, Renamed, lookup
 from limbeck.errors import ConfigError
+
+SCRIPTS = (
+    swift_scripts.SCRIPTS | swift_scripts_grpo.SCRIPTS | swift_scripts_models.SCRIPTS | swift_scripts_tools.SCRIPTS
+)
 
 
 def pairs(line: str) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ import pytest
 
 from limbeck.errors import ConfigError
 from limbeck.report import MetricsFile, check_trackers, log, start_trackers
+from limbeck.report.trackers import project_of
 
 
 def read(path: Path) -> list[dict]:
@@ -137,6 +138,12 @@ def test_tensorboard_gets_the_numbers(tmp_path):
         (10, pytest.approx(0.1)),
     ]
     assert events.Tags()["scalars"] == ["loss"]
+
+
+def test_the_project_is_that_of_the_environment(monkeypatch):
+    monkeypatch.setenv("SWANLAB_PROJECT", "mine")
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    assert [project_of(names) for names in (["wandb"], ["wandb", "swanlab"], [])] == ["limbeck", "mine", "limbeck"]
 
 
 def test_log_without_trackers_does_nothing():
