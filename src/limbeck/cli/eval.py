@@ -16,6 +16,7 @@ from torch import nn
 from limbeck.cli import voice
 from limbeck.cli.generate import read_prompts
 from limbeck.config.beside import EvalConfig
+from limbeck.config.limits import check_target
 from limbeck.config.schema import Config, Model, Run
 from limbeck.data import load_examples
 from limbeck.errors import ConfigError, ModelError
@@ -53,6 +54,8 @@ class _Work:
 
 def run(config: EvalConfig) -> int:
     """Prints means over the active tokens, and over the sampled answers; --result_path gets them as JSON."""
+    if config.output.result_path is not None:
+        check_target(config.output.result_path, "result_path", streams=True)
     accelerator = Accelerator(mixed_precision="no", cpu=config.run.use_cpu)
     subjects, work = subjects_of(config), _work(config, accelerator)
     choices: list[Any] = []
@@ -96,7 +99,8 @@ def subjects_of(config: EvalConfig) -> list[tuple[str, Model]]:
         )
     folders = [folder for name in named for folder in _folders(Path(name))]
     if teacher := next((f for f in folders if not f.is_dir()), None):
-        raise ModelError(f"{teacher} does not exist", where="--checkpoints", fix="check the path")
+        what = f"{teacher} is a file" if teacher.exists() else f"{teacher} does not exist"
+        raise ModelError(what, where=f"--checkpoints {teacher}", fix="name a folder: a model, an adapter or a run")
     found = []
     for folder in dict.fromkeys(folders):
         adapter = (folder / "adapter_config.json").is_file()

@@ -14,6 +14,7 @@ from rich.console import Console
 from limbeck.cli.masks import masked
 from limbeck.config.beside import PlanConfig
 from limbeck.config.flags import to_yaml
+from limbeck.config.limits import check_target
 from limbeck.config.routes import routes_of
 from limbeck.config.schema import Config, Model
 from limbeck.models import add_lora, describe, skeleton
@@ -24,6 +25,8 @@ from limbeck.train.prepare import Prepared, prepare, rows_by_teacher, teachers_h
 
 def run(config: PlanConfig) -> int:
     """Prints the plan; with --write, leaves the resolved configuration as a YAML file that `limbeck rlhf` runs."""
+    if config.plan.write is not None:
+        check_target(config.plan.write, "write", streams=True)
     training = Config(**{name: getattr(config, name) for name in Config.model_fields})
     world = int(os.environ.get("WORLD_SIZE", "1"))
     prepared = prepare(training, world_size=world)

@@ -15,9 +15,11 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from limbeck.config.policy import Policy, Reward
 from limbeck.config.room import (
     Count,
+    DeviceName,
     Dtype,
     Fraction,
     LossScale,
+    LossTemperature,
     Name,
     Names,
     NotNegative,
@@ -28,11 +30,13 @@ from limbeck.config.room import (
     Room,
     Scheduler,
     Seconds,
+    Seed,
     Strategy,
     System,
     TeacherModel,
     TeacherServer,
     TeacherSource,
+    Temperature,
     Tracker,
     WireBits,
     listed,
@@ -58,7 +62,7 @@ class Model(Room):
     """Run Python code that comes with a model from the hub."""
     tuner_type: Literal["lora", "full"] = "lora"
     """Train LoRA adapters or all weights."""
-    lora_rank: Count = 8
+    lora_rank: Annotated[int, Field(ge=1, le=65536)] = 8
     """Rank of the adapters."""
     lora_alpha: Positive = 32
     """Scale of the adapters: their output is multiplied by lora_alpha / lora_rank."""
@@ -97,7 +101,7 @@ class Data(Room):
     """Shuffle the training rows anew for every epoch."""
     system: System | None = None
     """System message for rows that have none, or a .txt file that holds it."""
-    data_seed: int | None = None
+    data_seed: Seed | None = None
     """Seed of the order of the rows; by default that of the run (--seed)."""
 
 
@@ -119,7 +123,7 @@ class Method(Room):
     """Mass off the K tokens: kept as one bucket (tail), or left out by renormalising both sides (renorm)."""
     topk_support: Literal["teacher", "student", "union"] = "teacher"
     """Whose K likeliest tokens are compared; the student's are chosen when the teacher scores."""
-    loss_temperature: Positive = 1.0
+    loss_temperature: LossTemperature = 1.0
     """Divides both sides' logits inside the divergence; --temperature is the sampler's."""
     jsd_normalize: bool = False
     """Divide the JSD by beta (1 - beta), which makes it continuous with both KLs."""
@@ -150,7 +154,7 @@ class Teacher(Room):
     """Type of the teacher's weights."""
     teacher_quant_bits: QuantBits | None = None
     """Load the teacher's linear layers in 8 or 4 bits (needs the package bitsandbytes)."""
-    teacher_device: str | None = None
+    teacher_device: DeviceName = None
     """Device of a teacher that is loaded here: cpu, cuda:1, ...; by default the student's."""
     teacher_model_server: TeacherServer = None
     """Address of a server that holds the teacher: `limbeck deploy`, or vLLM's OpenAI-compatible one. Several, by the
@@ -187,7 +191,7 @@ class Teacher(Room):
 class Rollout(Room):
     """Sampling."""
 
-    temperature: NotNegative = 0.9
+    temperature: Temperature = 0.9
     """Sampling temperature; 0 takes the likeliest token."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Sample from the smallest set of tokens with this much mass; 1 is off."""
@@ -246,9 +250,9 @@ class Optim(Room):
     """Steps over which the learning rate rises, instead of --warmup_ratio."""
     max_grad_norm: NotNegative = 1.0
     """Clip the gradient's norm; 0 is off."""
-    num_train_epochs: Positive = 3.0
+    num_train_epochs: Annotated[float, Field(gt=0, le=1e6)] = 3.0
     """Passes over the rows."""
-    max_steps: Annotated[int, Field(ge=-1), AfterValidator(not_zero)] = -1
+    max_steps: Annotated[int, Field(ge=-1, le=2**31 - 1), AfterValidator(not_zero)] = -1
     """Optimizer steps, instead of --num_train_epochs; -1 is off."""
     per_device_train_batch_size: Count = 1
     """Sequences a micro-batch on each device."""
@@ -270,7 +274,7 @@ class Run(Room):
     loads the weights for it."""
     output_dir: Path | None = None
     """The run folder; by default output/<model>-<method>."""
-    seed: int = 42
+    seed: Seed = 42
     """Seed of everything random."""
     save_strategy: Strategy = "steps"
     """When to write a checkpoint."""

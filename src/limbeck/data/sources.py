@@ -167,6 +167,8 @@ def _open(name: str, *, stream: bool = False) -> Source:
     if hub and path.suffix.lower() not in READERS:
         return _hub(hub["id"], hub["subset"], name, stream=stream)
     fix = "give a path that exists, or a hub id org/name"
+    if name.startswith(("http://", "https://")):
+        fix = "download it and give its path, or write a hub id as org/name"
     raise DataError(f"no file {name}", where=f"data set {name}{_near(path)}", fix=fix)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -47,6 +48,12 @@ def make_accelerator(config: Config) -> tuple[Accelerator, list[Choice]]:
         precision = "bf16" if bf16 else "no"
         reason = "the GPU multiplies in bfloat16, weights stay float32" if bf16 else "there is no GPU with bfloat16"
         choices.append(Choice("mixed_precision", precision, reason))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" not in os.environ:
+        raise ConfigError(
+            "the environment says that there are several processes, and not where they meet",
+            where=f"WORLD_SIZE={os.environ['WORLD_SIZE']}, MASTER_ADDR is not set",
+            fix="start them with torchrun --nproc_per_node N -m limbeck.cli.main ..., or unset WORLD_SIZE",
+        )
     AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
     accelerator = Accelerator(mixed_precision=precision, cpu=config.run.use_cpu)
     parallel.keep_group()

@@ -301,14 +301,23 @@ def _other_habits(config: Config, name: str, revision: str | None, ours: Any, th
         if own != other:
             notes.append(f"the {role} of student and teacher differ: {own!r}, {other!r}; the student's is used")
     if ours.chat_template and theirs.chat_template and ours.chat_template != theirs.chat_template:
-        talk = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
-        shown = [t.apply_chat_template(talk, tokenize=False) for t in (ours, theirs)]
-        if shown[0] != shown[1]:
+        mine, others = shown_talk(ours), shown_talk(theirs)
+        if mine and others and mine != others:
             notes.append(
-                f"the teacher's chat template writes a conversation otherwise ({shown[1][:60]!r}, the student's "
-                f"{shown[0][:60]!r}): it reads the student's; where its answers suffer, give the student its template"
+                f"the teacher's chat template writes a conversation otherwise ({others[:60]!r}, the student's "
+                f"{mine[:60]!r}): it reads the student's; where its answers suffer, give the student its template"
             )
     return notes
+
+
+def shown_talk(tokenizer: Any) -> str | None:
+    """Two turns as its chat template writes them; None where it refuses them (the student's own is judged by the rows,
+    and the teacher's is not used)."""
+    talk = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+    try:
+        return tokenizer.apply_chat_template(talk, tokenize=False)
+    except Exception:  # a template raises what it likes
+        return None
 
 
 def _check_held_out(config: Config, rows: list[Row], examples: list[Example], dropped: Dropped) -> None:

@@ -15,6 +15,7 @@ from limbeck.config.choices import Source
 from limbeck.config.defaults import Choice
 from limbeck.config.routes import ModelRoute, ServerRoute
 from limbeck.config.schema import Config
+from limbeck.errors import ConfigError
 from limbeck.models import check_head, enable_packing, fingerprint, load_model, tokenizer_fingerprint
 from limbeck.signal import Ask
 from limbeck.teachers import LocalTeacher, RoutedTeacher, Shadow, Teacher
@@ -116,7 +117,7 @@ def _model(site: _Site) -> Teacher:
 
 def _load(site: _Site, route: ModelRoute) -> LocalTeacher:
     t, m, home = site.config.teacher, site.config.model, site.accelerator.device
-    device = torch.device(t.teacher_device) if t.teacher_device else home
+    device = _device(t.teacher_device) if t.teacher_device else home
     dtype = t.teacher_torch_dtype
     if dtype == "auto" and (device.type == "cpu" or route.model == m.model):
         dtype = cast(Any, str(next(site.student.parameters()).dtype).removeprefix("torch."))
@@ -139,6 +140,23 @@ def _load(site: _Site, route: ModelRoute) -> LocalTeacher:
         cast(nn.Module, model).to(device)
     answers = None if device == home else home
     return site.local(model, route.model, device=device, answer_device=answers, offload=t.offload_teacher_model)
+
+
+def _device(name: str) -> torch.device:
+    """Raises ConfigError for one that is not here."""
+    device = torch.device(name)
+    count = 1 if device.type == "cpu" else _how_many(device.type)
+    if (device.index or 0) >= count:
+        known = f"cuda has {count}: they are counted from 0" if count else f"torch sees no {device.type} device here"
+        raise ConfigError(
+            f"there is no device {name}", where=f"--teacher_device {name}", fix=f"{known}; leave it out, or write cpu"
+        )
+    return device
+
+
+def _how_many(kind: str) -> int:
+    module = getattr(torch, kind, None)
+    return int(module.device_count()) if module is not None and module.is_available() else 0
 
 
 def _server(site: _Site) -> Teacher:
