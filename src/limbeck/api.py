@@ -41,6 +41,7 @@ from limbeck.rollouts import sample_dataset
 from limbeck.signal import Sample
 from limbeck.train import checkpoint
 from limbeck.train.build import build, make_accelerator
+from limbeck.train.chosen import reading
 from limbeck.train.guards import collapse_of, guards_of
 from limbeck.train.hooks import Hooks, as_training_arguments
 from limbeck.train.loop import Book, Outcome, fit, peak_memory_gib
@@ -288,6 +289,8 @@ def announce(console: Console, prepared: Prepared, choices: list[Choice], parts:
     console.say(f"student: {config.model.model}: {describe(parts.accelerator.unwrap_model(parts.student).model)}")
     if parts.teacher:
         console.say(f"teacher: {parts.teacher.name}")
+    also = config.rollout.stop_at_teacher_eos
+    console.say(f"tokens: {reading(prepared.tokenizer, prepared.valid, prepared.end_ids, teachers_too=also)}")
     for choice in choices:
         console.say(f"chosen: {choice}")
     for name, dropped in prepared.dropped.items():
@@ -297,7 +300,8 @@ def announce(console: Console, prepared: Prepared, choices: list[Choice], parts:
         console.warn(text)
     for note in prepared.notes:
         console.say(f"note: {note}")
-    steps = f"{prepared.max_steps} steps of {plan.step_batch} sequences"
+    several = parts.accelerator.num_processes
+    steps = f"{prepared.max_steps} steps of {plan.step_batch} sequences" + (f" on {several} processes" * (several > 1))
     console.say(f"{len(prepared.rows)} rows, {len(prepared.held_out)} held out; {steps}")
 
 

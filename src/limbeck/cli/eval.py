@@ -16,6 +16,7 @@ from torch import nn
 from limbeck.cli import voice
 from limbeck.cli.generate import read_prompts
 from limbeck.config.beside import EvalConfig
+from limbeck.config.defaults import Choice
 from limbeck.config.limits import check_target
 from limbeck.config.schema import Config, Model, Run
 from limbeck.data import load_examples
@@ -27,6 +28,7 @@ from limbeck.rollouts import Row, sample_dataset
 from limbeck.teachers import Teacher
 from limbeck.train import checkpoint, parallel
 from limbeck.train.build import load_frozen, objective_of, reward_samples, sampler_of
+from limbeck.train.chosen import frozen_choices, rollout_choice
 from limbeck.train.evaluate import evaluate
 from limbeck.train.prepare import Prepared, prepare, rewards_of
 from limbeck.train.student import StudentStep
@@ -36,6 +38,7 @@ SHOWN = (
     *("forward_kl", "reverse_kl", "top1_agreement", "ce", "student_entropy", "teacher_entropy"),
     *("topk_forward_kl", "topk_reverse_kl", "student_mass", "teacher_mass"),
 )
+EVAL_BATCH = 4  # rows scored at a time, where not given
 OF_ANSWERS = ("reward", "completion_length", "truncated_share", "reward_missing")
 
 
@@ -58,7 +61,10 @@ def run(config: EvalConfig) -> int:
         check_target(config.output.result_path, "result_path", streams=True)
     accelerator = Accelerator(mixed_precision="no", cpu=config.run.use_cpu)
     subjects, work = subjects_of(config), _work(config, accelerator)
-    choices: list[Any] = []
+    choices = frozen_choices(config.model, accelerator.device, use_cpu=config.run.use_cpu)
+    if work.prepared is not None and config.optim.per_device_eval_batch_size is None:
+        choices.append(Choice("per_device_eval_batch_size", EVAL_BATCH, "the default of eval"))
+    choices += rollout_choice(config.rollout) if work.rewards else []
     results: dict[str, dict[str, float]] = {}
     for label, model_config in subjects:
         model = load_frozen(model_config, accelerator.device)
@@ -75,6 +81,8 @@ def run(config: EvalConfig) -> int:
     for dropped in work.prepared.dropped.values() if work.prepared else ():
         if str(dropped):
             voice.warn(str(dropped))
+    for text in dict.fromkeys(work.prepared.notes if work.prepared else []):
+        voice.say(f"note: {text}")
     for text in _shown(config, results):
         print(text)
     if config.output.result_path is not None:
@@ -169,7 +177,7 @@ def _measure(work: _Work, model: nn.Module, label: str) -> dict[str, float]:
             StudentStep(model, objective_of(work.prepared.config), work.prepared.valid),
             work.teacher,
             sample_dataset(work.prepared.rows),
-            batch_size=work.config.optim.per_device_eval_batch_size or 4,
+            batch_size=work.config.optim.per_device_eval_batch_size or EVAL_BATCH,
             pad_id=work.tokenizer.pad_token_id,
         )
         if not math.isfinite(result["loss"]):

@@ -23,6 +23,7 @@ from limbeck.rewards import load_plugin
 from limbeck.rollouts import HFSampler, Row
 from limbeck.signal import Sample
 from limbeck.train.build import load_frozen, sampler_of
+from limbeck.train.chosen import frozen_choices, rollout_choice
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_completion_length")
 OWN = ("origin", "copy", "truncated", "asked")  # the columns that an answer gets beside those of its prompt
@@ -36,6 +37,8 @@ def run(config: GenerateConfig) -> int:
     check_target(path, "result_path")
     device = torch.device("cuda" if torch.cuda.is_available() and not config.run.use_cpu else "cpu")
     tokenizer = load_tokenizer(m.model, revision=m.model_revision, trust_remote_code=m.trust_remote_code)
+    for choice in [*frozen_choices(m, device, use_cpu=config.run.use_cpu), *rollout_choice(r)]:
+        voice.say(f"chosen: {choice}")
     model = load_frozen(m, device)
     end_ids = end_token_ids(tokenizer, model)
     rows = read_prompts(config.data, config.run.seed, tokenizer, end_ids)

@@ -53,7 +53,8 @@ class Model(Room):
     model_revision: str | None = None
     """Branch, tag or commit of a hub id."""
     torch_dtype: Dtype = "auto"
-    """Type of the weights; auto takes what the model was saved in."""
+    """Type of the weights; auto takes what the model was saved in, float32 where all weights are trained, and on a CPU
+    for a model that is only asked."""
     attn_impl: str | None = None
     """Attention implementation as transformers names it: eager, sdpa, flash_attention_2, ..."""
     adapters: Names = []
@@ -208,7 +209,7 @@ class Rollout(Room):
     stop_at_teacher_eos: bool = False
     """Stop at the teacher's end tokens as well."""
     rollout_batch_size: Count | None = None
-    """Sequences sampled at a time on a device; by default as many as fit."""
+    """Sequences sampled at a time on a device; by default 32."""
     steps_per_generation: Count | None = None
     """Micro-batches taken from one generation batch, a multiple of --gradient_accumulation_steps; by default that
     number, so that every optimizer step learns from samples of its own."""
@@ -261,7 +262,7 @@ class Optim(Room):
     gradient_accumulation_steps: Count | None = None
     """Micro-batches an optimizer step; by default what makes a total batch of 16 (grpo: one whole group)."""
     mixed_precision: Precision = "auto"
-    """Type of the arithmetic; auto follows the weights' type, the optimizer's own copies stay in float32."""
+    """Type of the arithmetic; auto is bf16 on a GPU that multiplies in it, else no. Weights stay in their own type."""
     fsdp: Literal["none", "fsdp2"] = "none"
     """Shard the student's weights, gradients and optimizer state over the processes (docs/parallel.md)."""
 

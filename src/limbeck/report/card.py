@@ -27,7 +27,7 @@ _DIVERGENCE = ("loss_temperature", "jsd_normalize", "token_loss_clip")
 _POLICY = ("loss_type", "epsilon", "epsilon_high", "num_iterations", "advantage_estimator", "scale_rewards")
 CURVES = (
     *("loss", "forward_kl", "reverse_kl", "topk_forward_kl", "topk_reverse_kl", "top1_agreement", "ce"),
-    *("reward/mean", "completion_length/mean", "grad_norm"),
+    *("reward", "completion_length/mean", "grad_norm"),
 )
 METHOD_ROW = ("sampling", "divergence", "granularity", "path", "source")
 

@@ -22,7 +22,7 @@ FIELDS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("topk_reverse_kl", "topk_rev_kl", number),
     ("top1_agreement", "agree", percent),
     ("ce", "ce", number),
-    ("reward/mean", "reward", number),
+    ("reward", "reward", number),
     ("completion_length/mean", "length", number),
     ("truncated_share", "cut", percent),
     ("grad_norm", "grad", number),

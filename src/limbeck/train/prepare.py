@@ -30,6 +30,7 @@ from limbeck.models import (
 )
 from limbeck.rewards import NamedReward, RewardOptions, check_columns, load_plugin, named_rewards
 from limbeck.rollouts import Row
+from limbeck.train.chosen import length_warnings, model_choices, warmup_choice
 from limbeck.train.step import Plan
 
 
@@ -112,6 +113,10 @@ def prepare(config: Config, *, world_size: int = 1, answered_only: bool = False)
     if idle := [name for name, count in by_teacher.items() if not count]:
         notes.append(f"no row is sent to {', '.join(idle)}")
     plan, max_steps = arithmetic(config, method, len(rows), world_size)
+    here = teachers_here(config) if method.source == "model" else []
+    too_long = length_warnings(config, method, rows, here)
+    method = replace(method, warnings=(*method.warnings, *too_long))
+    choices += [*model_choices(config, method), *warmup_choice(config, max_steps)]
     return Prepared(
         config=config,
         method=method,
