@@ -31,8 +31,8 @@ Scheduler = Literal[
 # upper bounds tell a slip of the keyboard before it becomes a loss that is not finite, or a size that no machine has
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
-NotNegative = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, le=1e38, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=1e38, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
