@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -34,7 +35,7 @@ def cells(page: str, heading: str) -> list[list[str]]:
 
 
 def names(text: str) -> set[str]:
-    return set(re.findall(r"`([^`]+)`", text))
+    return set(re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)))
 
 
 def defaults() -> list[tuple[str, str, float]]:
@@ -100,6 +101,45 @@ def test_the_run_folder_is_what_its_page_says(tiny: Path, tmp_path: Path) -> Non
     told = {name for row in cells("run-folder.md", "summary.json") for name in names(row[0])}
     assert summary <= told
     assert told - summary == {"answers", "collapse", "resumed_at"}
+
+
+OPD_RL = (
+    *("--rlhf_type", "grpo", "--lmbda", 1, "--reward_funcs", "format", "--num_generations", 4, "--beta", 0.1),
+    *("--gradient_accumulation_steps", 4, "--steps_per_generation", 8, "--log_rollout_offpolicy_metrics", "true"),
+)
+TOPK = ("--gkd_logits_topk", 8, "--lmbda", 0)
+
+
+@pytest.mark.parametrize("flags", [OPD_RL, TOPK, (*TOPK, "--topk_support", "union")])
+def test_every_metric_has_its_line(tiny: Path, tmp_path: Path, flags: tuple) -> None:
+    store = () if flags is OPD_RL else ("--teacher_cache", tmp_path / "store")
+    assert run(*gkd(tiny, tmp_path / "run", *flags, *store)) == 0
+    pages = ("run-folder.md", "rewards.md", "policy-losses.md", "teachers.md", "store.md")
+    known = {name for page in pages for name in names(PAGES[page])} | {"step", "kind"}
+    known |= {f"topk_{name}" for name in ("student_entropy", "teacher_entropy")}  # topk_forward_kl, ...
+    seen = {re.sub("rewards/format/", "rewards/NAME/", name) for row in metrics(tmp_path / "run") for name in row}
+    correction = "`rollout_correction/...`" in PAGES["policy-losses.md"]
+    assert {name for name in seen if not (correction and name.startswith("rollout_correction/"))} <= known
+
+
+def texts() -> str:
+    """What the program can say: its strings, what is filled in as three dots."""
+    found: list[str] = []
+    for file in sorted((DOCS.parent / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(str(v.value) if isinstance(v, ast.Constant) else "..." for v in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(" ".join(node.value.split()))
+    return "\n".join(found)
+
+
+def test_warnings_and_notes_are_those_of_the_program() -> None:
+    said = texts()
+    told = [part for row in cells("troubleshooting.md", "Warnings and notes") for part in row[0].split(", ")]
+    assert len(told) > 25
+    loose = {"rows dropped", "rows cut", "is ... here"}  # "2 rows cut: ..." and "--lr is --learning_rate 1 here"
+    assert [part for part in told if part not in said and part not in loose] == []
 
 
 def test_tables_of_models() -> None:
