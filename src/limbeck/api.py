@@ -119,8 +119,9 @@ class Trainer:
                 summary["resumed_at"] = [*summary.get("resumed_at", []), progress.state.global_step]
             step = progress.state.global_step
             for file in (book.metrics, book.completions, book.histograms):
-                if file is not None:
-                    file.rewind(step if resumed_from else -1)
+                gone = file.rewind(step if resumed_from else -1) if file is not None else 0
+                if gone and file is not None and resumed_from:
+                    console.say(f"{gone} lines of {file.path.name} are of steps after {step}, and were taken out")
             start_trackers(
                 accelerator,
                 config.report.report_to,

@@ -9,7 +9,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import count
 from pathlib import Path
@@ -328,7 +328,10 @@ def _saved(path: Path, name: str) -> Source:
         saved = datasets.load_from_disk(str(path))
         return saved["train"] if isinstance(saved, dict) else saved
 
-    return _datasets(name, path.name, name, load)
+    source, about = _datasets(name, path.name, name, load), path / "dataset_dict.json"
+    splits: list[str] = json.loads(about.read_text())["splits"] if about.is_file() else []
+    others = ", ".join(split for split in splits if split != "train")
+    return replace(source, notes=(f"{name}: the split train is read, and not {others}",) if others else ())
 
 
 def _datasets(name: str, tag: str, origin: str, load: Callable[[Any], Any]) -> Source:

@@ -108,7 +108,7 @@ def prepare(config: Config, *, world_size: int = 1, answered_only: bool = False)
     dropped_held_out.merge(over)
     if not rows:
         raise dropped.error("no row is left")
-    _check_held_out(config, held_rows, held_out, dropped_held_out)
+    notes += _check_held_out(config, held_rows, held_out, dropped_held_out)
     by_teacher = rows_by_teacher(config, [*rows, *held_rows])
     if idle := [name for name, count in by_teacher.items() if not count]:
         notes.append(f"no row is sent to {', '.join(idle)}")
@@ -325,17 +325,21 @@ def shown_talk(tokenizer: Any) -> str | None:
         return None
 
 
-def _check_held_out(config: Config, rows: list[Row], examples: list[Example], dropped: Dropped) -> None:
+def _check_held_out(config: Config, rows: list[Row], examples: list[Example], dropped: Dropped) -> list[str]:
+    """What there is to say. Raises DataError where an evaluation would have nothing to score."""
     if not examples or config.run.eval_strategy == "no":
-        return
+        return []
     if not rows:
         raise dropped.error("no held-out row is left")
-    if config.run.eval_on_policy:
-        return
     without = [e.origin for e, tokens in rows if not tokens.response_ids]
+    if without and config.run.eval_on_policy:
+        return [
+            f"{len(without)} of {len(rows)} held-out rows have no response: fresh samples of them are evaluated only"
+        ]
     if without:
         raise DataError(
             f"{len(without)} held-out rows have no response to score",
             where=", ".join(without[:3]),
             fix="let a model answer them first (`limbeck generate`), or score fresh samples: --eval_on_policy",
         )
+    return []
