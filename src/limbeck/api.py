@@ -42,6 +42,7 @@ from limbeck.rollouts import sample_dataset
 from limbeck.signal import Sample
 from limbeck.train import checkpoint
 from limbeck.train.build import build, make_accelerator
+from limbeck.train.chosen import reading
 from limbeck.train.guards import collapse_of, guards_of
 from limbeck.train.hooks import Hooks, as_training_arguments
 from limbeck.train.loop import Book, Outcome, fit, peak_memory_gib
@@ -121,8 +122,9 @@ class Trainer:
                 summary["resumed_at"] = [*summary.get("resumed_at", []), progress.state.global_step]
             step = progress.state.global_step
             for file in (book.metrics, book.completions, book.histograms):
-                if file is not None:
-                    file.rewind(step if resumed_from else -1)
+                gone = file.rewind(step if resumed_from else -1) if file is not None else 0
+                if gone and file is not None and resumed_from:
+                    console.say(f"{gone} lines of {file.path.name} are of steps after {step}, and were taken out")
             start_trackers(
                 accelerator,
                 config.report.report_to,
@@ -298,6 +300,8 @@ def announce(console: Console, prepared: Prepared, choices: list[Choice], parts:
     console.say(f"student: {config.model.model}: {describe(parts.accelerator.unwrap_model(parts.student).model)}")
     if parts.teacher:
         console.say(f"teacher: {parts.teacher.name}")
+    also = config.rollout.stop_at_teacher_eos
+    console.say(f"tokens: {reading(prepared.tokenizer, prepared.valid, prepared.end_ids, teachers_too=also)}")
     for choice in choices:
         console.say(f"chosen: {choice}")
     for name, dropped in prepared.dropped.items():
@@ -307,7 +311,8 @@ def announce(console: Console, prepared: Prepared, choices: list[Choice], parts:
         console.warn(text)
     for note in prepared.notes:
         console.say(f"note: {note}")
-    steps = f"{prepared.max_steps} steps of {plan.step_batch} sequences"
+    several = parts.accelerator.num_processes
+    steps = f"{prepared.max_steps} steps of {plan.step_batch} sequences" + (f" on {several} processes" * (several > 1))
     console.say(f"{len(prepared.rows)} rows, {len(prepared.held_out)} held out; {steps}")
 
 

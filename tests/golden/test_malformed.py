@@ -9,6 +9,7 @@ import errno
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,30 @@ FLAGS: dict[str, str] = {
     "a module that is not there": f"{RUN} --target_modules q_prj",
     "an attention that is not there": f"{RUN.replace('plan', 'rlhf')} --output_dir TMP/run --attn_impl fast",
     "no generations": "rlhf --rlhf_type grpo --model STUDENT --dataset ROWS --num_generations 0",
+    "a seed below 0": f"{RUN} --seed -1",
+    "a seed of 80 bits": f"{RUN} --seed 999999999999999999999999",
+    "a batch that no machine has": f"{RUN} --per_device_train_batch_size 99999999999999999999",
+    "steps without an end": f"{RUN} --max_steps 99999999999999999999",
+    "epochs without an end": f"{RUN} --num_train_epochs 1e18",
+    "a weight that overflows": f"{RUN} --sft_alpha 1e300",
+    "a rank that no machine has": f"{RUN} --lora_rank 1000000000",
+    "patience for ever": f"{RUN} --teacher_patience inf",
+    "a temperature of nearly 0": f"{RUN} --temperature 1e-40",
+    "a loss temperature of nearly 0": f"{RUN} --loss_temperature 1e-40",
+    "a loss temperature that flattens all": f"{RUN} --loss_temperature 1e38",
+    "a device that is none": f"{RUN} --teacher_device gpu",
+    "a device that is not here": f"{RUN.replace('plan', 'rlhf')} --output_dir TMP/run --teacher_device cuda:7000",
+    "a flag without a name": f"{RUN} --",
+    "a port above 65535": "plan --model STUDENT --dataset ROWS --teacher_model_server http://a:99999",
+    "two teachers without tags": "plan --model STUDENT --dataset ROWS --teacher_model TEACHER TEACHER",
+    "a size of files that is none": "export --model STUDENT --output_dir TMP/out --max_shard_size huge",
+    "files of no size": "export --model STUDENT --output_dir TMP/out --max_shard_size 0MB",
+    "an address that is not this machine's": "deploy --model STUDENT --host nowhere.invalid",
+    "a web address for a model": "plan --model https://example.org/a/b --dataset ROWS --teacher_model TEACHER",
+    "a web address for rows": "data check https://example.org/rows.jsonl",
+    "a template that divides by 0": "plan --model STUDENT --dataset ROWS --lmbda 1 --teacher_prompt_template {{1/0}}",
+    "a template that pries": "plan --model STUDENT --dataset ROWS --lmbda 1 "
+    "--teacher_prompt_template {{prompt.__class__.__mro__}}",
 }
 
 # name -> the bytes of run.yaml, which `limbeck plan` reads.
@@ -165,9 +190,12 @@ YAML: dict[str, bytes] = {
     "a tag of Python's": b"model: m\ndataset: !!python/object:os.system {}\n",
     "two documents": b"model: m\n---\ndataset: rows.jsonl\n",
     "an anchor that is not there": b"model: *base\n",
+    "settings that are merged from a key of no room": b"base: &b\n  beta: 0\nmodel: m\n<<: *b\n",
+    "a date where text belongs": b"model: m\ndataset: rows.jsonl\nrun_name: 2026-11-24\n",
+    "a key without its value": b"model: m\ndataset: rows.jsonl\nlmbda:\n",
 }
 
-# name -> the words after `limbeck`; of what lies in TMP: empty/, locked/, locked.jsonl, locked.yaml.
+# name -> the words after `limbeck`; of what lies in TMP: empty/, locked/, locked.jsonl, locked.yaml, loop (a link).
 PATHS: dict[str, str] = {
     "rows that are not there": "data check TMP/rows.jsnl",
     "a folder that is not there": "data check TMP/gone/rows.jsonl",
@@ -186,6 +214,45 @@ PATHS: dict[str, str] = {
     "a plan written over a folder": f"{RUN} --write TMP/empty",
     "a plan written where nothing may be": f"{RUN} --write TMP/locked/plan.yaml",
     "held-out rows that are not there": f"{RUN} --val_dataset TMP/gone.jsonl",
+    "answers written over a folder": "generate --model STUDENT --dataset ROWS --result_path TMP/empty",
+    "answers written into a device": "generate --model STUDENT --dataset ROWS --result_path /dev/null",
+    "a page written over a device": "report TMP/empty --result_path /dev/null",
+    "figures written over a folder": "eval --model STUDENT --dataset ROWS --result_path TMP/empty",
+    "a link to itself for a run folder": f"{RUN.replace('plan', 'rlhf')} --output_dir TMP/loop",
+    "rows with too long a name": f"data check {'x' * 300}",
+    "a file for a checkpoint": "eval --model STUDENT --dataset ROWS --checkpoints ROWS",
+}
+
+# name -> (what differs in TMP/model, a copy of the student's folder; None: not there), the words after `limbeck`
+Files = dict[str, bytes | None]
+MODEL = "plan --model TMP/model --dataset ROWS --teacher_model TEACHER"
+MODELS: dict[str, tuple[Files, str]] = {
+    "a config that is a list": ({"config.json": b"[]"}, MODEL),
+    "a generation config that is not JSON": ({"generation_config.json": b"{not"}, MODEL),
+    "a tokenizer that is an empty object": ({"tokenizer.json": b"{}"}, MODEL),
+    "a chat template that is not closed": ({"chat_template.jinja": b"{% for m in messages %}"}, MODEL),
+    "a chat template that is empty": ({"chat_template.jinja": b""}, MODEL),
+    "weights of no byte": ({"model.safetensors": b""}, f"{MODEL.replace('plan', 'rlhf')} --output_dir TMP/run"),
+    "an adapter that is a list": (
+        {"config.json": None, "adapter_config.json": b"[]"},
+        "plan --model STUDENT --dataset ROWS --teacher_model TMP/model",
+    ),
+    "an adapter without weights": (
+        {"config.json": None, "model.safetensors": None, "adapter_config.json": b"{}"},
+        f"{RUN.replace('plan', 'rlhf')} --adapters TMP/model --output_dir TMP/run",
+    ),
+    "a GGUF file of no byte": ({"a.gguf": b""}, MODEL.replace("TMP/model", "TMP/model/a.gguf")),
+}
+
+# name -> (environment, the words after `limbeck`)
+ENVIRONMENT: dict[str, tuple[dict[str, str], str]] = {
+    "a number of processes that is a word": ({"WORLD_SIZE": "many"}, RUN),
+    "no processes": ({"WORLD_SIZE": "0"}, RUN),
+    "a rank that is a word": ({"RANK": "x"}, RUN),
+    "processes that know no place to meet": (
+        {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"},
+        f"{RUN.replace('plan', 'rlhf')} --output_dir TMP/run",
+    ),
 }
 
 
@@ -198,6 +265,7 @@ def golden() -> dict[str, str]:
 def places(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "locked").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for name in ("locked.jsonl", "locked.yaml"):
         (tmp_path / name).write_text("{}")
 
@@ -229,16 +297,27 @@ def argv_of(name: str, tiny: Path, tmp: Path) -> list[str]:
     if name in YAML:
         (tmp / "run.yaml").write_bytes(YAML[name])
         return ["plan", str(tmp / "run.yaml")]
-    return words((FLAGS | PATHS)[name], tiny, tmp)
+    if name in MODELS:
+        files, line = MODELS[name]
+        shutil.copytree(tiny / "student", tmp / "model")
+        for file, content in files.items():
+            if content is None:
+                (tmp / "model" / file).unlink()
+            else:
+                (tmp / "model" / file).write_bytes(content)
+        return words(line, tiny, tmp)
+    return words((FLAGS | PATHS)[name] if name not in ENVIRONMENT else ENVIRONMENT[name][1], tiny, tmp)
 
 
-CASES = [*FILES, *FLAGS, *YAML, *PATHS]
+CASES = [*FILES, *FLAGS, *YAML, *PATHS, *MODELS, *ENVIRONMENT]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_malformed_input(name: str, tiny: Path, tmp_path: Path, golden: dict[str, str], monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     lock(monkeypatch)
+    for variable, value in ENVIRONMENT.get(name, ({}, ""))[0].items():
+        monkeypatch.setenv(variable, value)
     status, text = error_of(argv_of(name, tiny, tmp_path), {"TMP": tmp_path, "TINY": tiny}, capsys)
     assert three_lines(text), text
     assert status == 2, text
@@ -246,5 +325,5 @@ def test_malformed_input(name: str, tiny: Path, tmp_path: Path, golden: dict[str
 
 
 def test_the_file_holds_no_text_of_a_case_that_is_gone(golden: dict[str, str]) -> None:
-    assert len(CASES) == len(set(CASES)) == len(FILES) + len(FLAGS) + len(YAML) + len(PATHS)
+    assert len(CASES) == len(set(CASES))
     assert set(golden) <= set(CASES)

@@ -34,6 +34,7 @@ from limbeck.train.prepare import Prepared, prepare
 from limbeck.train.step import micro_batches
 from limbeck.train.teacher import build_teacher
 
+BATCH = 4  # rows asked about at a time, where not given
 GROUP = 8  # batches that the teacher is asked about at once: a kill loses no more
 SECONDS = 10.0  # between lines of progress
 
@@ -50,15 +51,18 @@ def score(config: ScoreConfig) -> int:
     accelerator = Accelerator(mixed_precision="no", cpu=config.run.use_cpu)
     prepared = _prepare(config, accelerator)
     choices: list[Choice] = []
+    if config.optim.per_device_eval_batch_size is None:
+        choices.append(Choice("per_device_eval_batch_size", BATCH, "the default of data score"))
     teacher = build_teacher(prepared, accelerator, _stand_in(config.model), choices)
     assert teacher is not None
     loud = accelerator.is_main_process
     if loud:
         lines = [f"chosen: {choice}" for choice in choices]
         lines += [f"warning: {dropped}" for dropped in prepared.dropped.values() if str(dropped)]
+        lines += [f"note: {note}" for note in prepared.notes]
         print(*lines, sep="\n", end="\n" if lines else "")
     samples = own_part(accelerator, sample_dataset([*prepared.rows, *prepared.held_out]))
-    batches = micro_batches(samples, config.optim.per_device_eval_batch_size or 4)
+    batches = micro_batches(samples, config.optim.per_device_eval_batch_size or BATCH)
     began = time.perf_counter()
     try:
         own = _score_all(accelerator, teacher, batches, loud=loud)

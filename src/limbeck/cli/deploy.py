@@ -50,13 +50,17 @@ def _load(config: DeployConfig, folder: Path) -> Served:
     from limbeck.models import load_tokenizer
     from limbeck.serve.served import make_served
     from limbeck.train.build import load_frozen
+    from limbeck.train.chosen import frozen_choices
 
     m = config.model
     device = torch.device("cuda" if torch.cuda.is_available() and not config.run.use_cpu else "cpu")
+    chosen = frozen_choices(m, device, use_cpu=config.run.use_cpu)
     tokenizer = load_tokenizer(m.model, revision=m.model_revision, trust_remote_code=m.trust_remote_code)
     with quiet():
         model = load_frozen(m, device)
-    return make_served(model, tokenizer, config.serve, root=m.model, folder=folder)
+    served = make_served(model, tokenizer, config.serve, root=m.model, folder=folder)
+    served.choices = [*chosen, *served.choices]
+    return served
 
 
 def _facts(config: DeployConfig, served: Served) -> list[str]:
@@ -65,7 +69,8 @@ def _facts(config: DeployConfig, served: Served) -> list[str]:
 
     limits, engine = served.limits, served.engine
     adapters = f" with {' '.join(config.model.adapters)}" if config.model.adapters else ""
-    key = "needed" if limits.api_key else "none"
+    given = "from --api_key" if config.serve.api_key != os.environ.get(KEY) else f"from {KEY}"
+    key = f"needed, {given}" if limits.api_key else "none"
     return [
         f"model    {served.name}{adapters} on {engine.device}",
         f"         {describe(engine.model)}",

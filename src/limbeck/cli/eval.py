@@ -16,6 +16,8 @@ from torch import nn
 from limbeck.cli import voice
 from limbeck.cli.generate import read_prompts
 from limbeck.config.beside import EvalConfig
+from limbeck.config.defaults import Choice
+from limbeck.config.limits import check_target
 from limbeck.config.schema import Config, Model, Run
 from limbeck.data import load_examples
 from limbeck.errors import ConfigError, ModelError
@@ -26,6 +28,7 @@ from limbeck.rollouts import Row, sample_dataset
 from limbeck.teachers import Teacher
 from limbeck.train import checkpoint, parallel
 from limbeck.train.build import load_frozen, objective_of, reward_samples, sampler_of
+from limbeck.train.chosen import frozen_choices, rollout_choice
 from limbeck.train.evaluate import evaluate
 from limbeck.train.lengths import Reads, model_too_long
 from limbeck.train.prepare import Prepared, prepare, rewards_of
@@ -36,6 +39,7 @@ SHOWN = (
     *("forward_kl", "reverse_kl", "top1_agreement", "ce", "student_entropy", "teacher_entropy"),
     *("topk_forward_kl", "topk_reverse_kl", "student_mass", "teacher_mass"),
 )
+EVAL_BATCH = 4  # rows scored at a time, where not given
 OF_ANSWERS = ("reward", "completion_length", "truncated_share", "reward_missing")
 
 
@@ -54,9 +58,14 @@ class _Work:
 
 def run(config: EvalConfig) -> int:
     """Prints means over the active tokens, and over the sampled answers; --result_path gets them as JSON."""
+    if config.output.result_path is not None:
+        check_target(config.output.result_path, "result_path", streams=True)
     accelerator = Accelerator(mixed_precision="no", cpu=config.run.use_cpu)
     subjects, work = subjects_of(config), _work(config, accelerator)
-    choices: list[Any] = []
+    choices = frozen_choices(config.model, accelerator.device, use_cpu=config.run.use_cpu)
+    if work.prepared is not None and config.optim.per_device_eval_batch_size is None:
+        choices.append(Choice("per_device_eval_batch_size", EVAL_BATCH, "the default of eval"))
+    choices += rollout_choice(config.rollout) if work.rewards else []
     results: dict[str, dict[str, float]] = {}
     for label, model_config in subjects:
         model = load_frozen(model_config, accelerator.device)
@@ -73,6 +82,8 @@ def run(config: EvalConfig) -> int:
     for dropped in work.prepared.dropped.values() if work.prepared else ():
         if str(dropped):
             voice.warn(str(dropped))
+    for text in dict.fromkeys(work.prepared.notes if work.prepared else []):
+        voice.say(f"note: {text}")
     for text in _shown(config, results):
         print(text)
     if config.output.result_path is not None:
@@ -97,7 +108,8 @@ def subjects_of(config: EvalConfig) -> list[tuple[str, Model]]:
         )
     folders = [folder for name in named for folder in _folders(Path(name))]
     if teacher := next((f for f in folders if not f.is_dir()), None):
-        raise ModelError(f"{teacher} does not exist", where="--checkpoints", fix="check the path")
+        what = f"{teacher} is a file" if teacher.exists() else f"{teacher} does not exist"
+        raise ModelError(what, where=f"--checkpoints {teacher}", fix="name a folder: a model, an adapter or a run")
     found = []
     for folder in dict.fromkeys(folders):
         adapter = (folder / "adapter_config.json").is_file()
@@ -171,7 +183,7 @@ def _measure(work: _Work, model: nn.Module, label: str) -> dict[str, float]:
             StudentStep(model, objective_of(work.prepared.config), work.prepared.valid),
             work.teacher,
             sample_dataset(work.prepared.rows),
-            batch_size=work.config.optim.per_device_eval_batch_size or 4,
+            batch_size=work.config.optim.per_device_eval_batch_size or EVAL_BATCH,
             pad_id=work.tokenizer.pad_token_id,
         )
         if not math.isfinite(result["loss"]):

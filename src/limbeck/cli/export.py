@@ -15,6 +15,7 @@ from peft import PeftModel
 
 from limbeck.cli.shrink import new_folder
 from limbeck.config.after import ExportConfig
+from limbeck.config.defaults import Choice
 from limbeck.errors import ConfigError, ModelError
 from limbeck.models import describe, load_config, load_model, load_tokenizer
 from limbeck.report import run_card
@@ -66,10 +67,13 @@ def _model(config: ExportConfig) -> tuple[Any, list[str]]:
     sum is rounded once, to the type that is written."""
     m = config.model
     merges = config.export.merge_lora and bool(m.adapters)
+    said: list[str] = []
     dtype = m.torch_dtype
     if dtype == "auto":
         saved = getattr(load_config(m.model, revision=m.model_revision), "dtype", None)
         dtype = str(saved or torch.float32).removeprefix("torch.")
+        reason = "what the base was saved in" if saved else "its config names no type"
+        said.append(f"chosen   {Choice('torch_dtype', dtype, reason)}")
     model: Any = load_model(
         m.model,
         revision=m.model_revision,
@@ -79,7 +83,6 @@ def _model(config: ExportConfig) -> tuple[Any, list[str]]:
         trust_remote_code=m.trust_remote_code,
         trainable=False,
     )
-    said: list[str] = []
     if merges and isinstance(model, PeftModel):
         apart = _logits(model)
         model = model.merge_and_unload()  # type: ignore[operator]

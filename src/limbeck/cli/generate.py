@@ -13,15 +13,17 @@ import torch
 
 from limbeck.cli import voice
 from limbeck.config.beside import GenerateConfig
+from limbeck.config.limits import check_target
 from limbeck.config.schema import Data
 from limbeck.data import check_names, load_examples, render_all
-from limbeck.errors import ConfigError, DataError
+from limbeck.errors import DataError
 from limbeck.models import end_token_ids, load_tokenizer
 from limbeck.report import MetricsFile
 from limbeck.rewards import load_plugin
 from limbeck.rollouts import HFSampler, Row
 from limbeck.signal import Sample
 from limbeck.train.build import load_frozen, sampler_of
+from limbeck.train.chosen import frozen_choices, rollout_choice
 from limbeck.train.lengths import Reads, model_too_long
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_completion_length")
@@ -33,12 +35,11 @@ def run(config: GenerateConfig) -> int:
     """Writes one row of messages an answer; rows that the file holds already are not asked again."""
     m, r = config.model, config.rollout
     path = config.output.result_path
-    if path.is_dir():
-        raise ConfigError(
-            f"{path} is a folder", where=f"--result_path {path}", fix=f"name a file: {path}/answers.jsonl"
-        )
+    check_target(path, "result_path")
     device = torch.device("cuda" if torch.cuda.is_available() and not config.run.use_cpu else "cpu")
     tokenizer = load_tokenizer(m.model, revision=m.model_revision, trust_remote_code=m.trust_remote_code)
+    for choice in [*frozen_choices(m, device, use_cpu=config.run.use_cpu), *rollout_choice(r)]:
+        voice.say(f"chosen: {choice}")
     model = load_frozen(m, device)
     end_ids = end_token_ids(tokenizer, model)
     rows = read_prompts(config.data, config.run.seed, tokenizer, end_ids)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
-from limbeck.cli import generate
+from limbeck.cli import generate, voice
 from limbeck.config.after import InferConfig
 from limbeck.config.beside import Answers, GenerateConfig
 from limbeck.config.schema import Model
@@ -20,6 +20,7 @@ from limbeck.errors import ConfigError
 from limbeck.models import end_token_ids, load_tokenizer
 from limbeck.rollouts import HFSampler
 from limbeck.train.build import load_frozen, sampler_of
+from limbeck.train.chosen import frozen_choices
 
 HELP = "/clear forgets the conversation, /system TEXT sets the system message, /quit or Ctrl-D ends it"
 
@@ -33,6 +34,10 @@ def run(config: InferConfig) -> int:
             "there are no rows to answer", where="--result_path", fix="add --val_dataset FILE, or leave it out"
         )
     speakers = [load_speaker(config, model) for model in _models(config)]
+    for speaker in speakers:
+        if speaker.tokenizer.chat_template is None:
+            unused = " and a system message is not read" if config.data.system else ""
+            voice.note(f"{speaker.name} has no chat template: it goes on with the conversation as plain text{unused}")
     print(HELP, file=sys.stderr)
     converse(speakers, _lines(), show=_columns if len(speakers) > 1 and sys.stdout.isatty() else _one_by_one)
     return 0
@@ -106,6 +111,7 @@ class Speaker:
     tokenizer: Any
     system: str | None = None
     messages: list[dict[str, str]] = field(default_factory=list)
+    cut: bool = False  # its last answer ran out of tokens
 
     def hear(self, text: str) -> None:
         self.messages.append({"role": "user", "content": text})
@@ -114,7 +120,8 @@ class Speaker:
         """Answers what was heard; `say` gets the text piece by piece. Ctrl-C leaves the answer as far as it came."""
         streamer = _Pieces(self.tokenizer, say)
         try:
-            self.sampler.generate([self._prompt()], seed=seed, streamer=streamer)
+            (ids,) = self.sampler.generate([self._prompt()], seed=seed, streamer=streamer)
+            self.cut = ids[-1] not in self.sampler.end_ids
         except KeyboardInterrupt:
             streamer.end()
         self.messages.append({"role": "assistant", "content": streamer.text.strip()})
@@ -148,6 +155,8 @@ class _Pieces(TextStreamer):
 def load_speaker(config: InferConfig, m: Model) -> Speaker:
     device = torch.device("cuda" if torch.cuda.is_available() and not config.run.use_cpu else "cpu")
     tokenizer = load_tokenizer(m.model, revision=m.model_revision, trust_remote_code=m.trust_remote_code)
+    for choice in frozen_choices(m, device, use_cpu=config.run.use_cpu):
+        print(f"chosen: {choice}", file=sys.stderr)
     model = load_frozen(m, device)
     sampler = sampler_of(model, config.rollout, tokenizer, end_token_ids(tokenizer, model))
     name = " + ".join([m.model, *m.adapters])
@@ -173,6 +182,10 @@ def converse(speakers: list[Speaker], lines: Iterator[str], *, show: Show) -> No
             for speaker in speakers:
                 speaker.hear(line.strip())
             show(speakers, turn)
+            for speaker in speakers:
+                if speaker.cut:
+                    longest = speaker.sampler.sampling.max_new_tokens
+                    print(f"({speaker.name} was cut off at --max_completion_length {longest})", file=sys.stderr)
 
 
 def _one_by_one(speakers: list[Speaker], turn: int) -> None:

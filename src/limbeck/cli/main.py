@@ -77,6 +77,7 @@ def _main(words: list[str], seen: _Seen) -> int:
     if asked := {"-h", "--help", "--help_all", "--help-all"} & set(rest):
         print(helptext.command_help(command, whole=not asked & {"-h", "--help"}), flush=True)
         return 0
+    _check_processes()
     parsed = flags.read(command, rest)
     seen.where, seen.debug, seen.config = parsed.where, parsed.debug, parsed.config
     launch.several(command, rest)
@@ -89,6 +90,16 @@ def _main(words: list[str], seen: _Seen) -> int:
     if parallel := sys.modules.get("limbeck.train.parallel"):
         parallel.leave_group()
     return status
+
+
+def _check_processes() -> None:
+    """Raises ConfigError where what a launcher puts into the environment is no number of processes."""
+    for name, least in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)):
+        value = os.environ.get(name, "1").strip()
+        if not (value.isdecimal() and int(value) >= least):
+            fix = f"unset {name}, or start several processes with torchrun, which sets it"
+            what = f"{name} is no whole number from {least} on"
+            raise ConfigError(what, where=f"{name}={value} in the environment", fix=fix)
 
 
 def _unknown(command: str) -> ConfigError:

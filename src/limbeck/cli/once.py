@@ -16,7 +16,7 @@ def first_to_say(text: str, *, unless_any: bool = False) -> bool:
     The store is the one at which the processes meet. True as well where it cannot be reached: what is said twice is
     better than what is never said.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return True
     from torch.distributed import TCPStore  # type: ignore[reportPrivateImportUsage]  # as its page has it
 

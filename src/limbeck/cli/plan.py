@@ -5,39 +5,46 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+import torch
 from rich.console import Console
 from rich.markup import escape
+from torch import nn
 
 from limbeck.cli.launch import world_size
 from limbeck.cli.masks import masked
 from limbeck.config.beside import PlanConfig
+from limbeck.config.defaults import Choice
 from limbeck.config.flags import to_yaml
+from limbeck.config.limits import check_target
 from limbeck.config.routes import routes_of
-from limbeck.config.schema import Config, Model
-from limbeck.models import add_lora, describe, skeleton
+from limbeck.config.schema import Config
+from limbeck.losses.chunks import chunk_choice
+from limbeck.models import add_lora, describe, skeleton, unwrap
 from limbeck.report.hub import api
 from limbeck.train.build import build, make_accelerator
+from limbeck.train.chosen import precision_of, reading, student_dtype, teacher_dtype
 from limbeck.train.preflight import preflight
 from limbeck.train.prepare import Prepared, prepare, rows_by_teacher, teachers_here
 
 
 def run(config: PlanConfig) -> int:
     """Prints the plan; with --write, leaves the resolved configuration as a YAML file that `limbeck rlhf` runs."""
+    if config.plan.write is not None:
+        check_target(config.plan.write, "write", streams=True)
     training = Config(**{name: getattr(config, name) for name in Config.model_fields})
     world = world_size(os.environ)
     prepared = prepare(training, world_size=world)
     out = Console(highlight=False, soft_wrap=True)
     _section(out, "method", str(prepared.method))
-    _section(out, "models", "\n".join(_models(prepared.config)))
+    student = _student(prepared.config)
+    _section(out, "models", "\n".join(_models(prepared, student)))
     _section(out, "rows", "\n".join(_rows(prepared)))
     _section(out, "arithmetic", "\n".join(_arithmetic(prepared, world)))
-    _section(out, "on disk", "\n".join(_disk(prepared, world)))
+    _section(out, "on disk", "\n".join(_disk(prepared, world, student)))
     _section(out, "who is sent what", "\n".join(_sent(prepared)))
-    _section(out, "chosen for you", "\n".join(map(str, prepared.choices)))
+    _section(out, "chosen for you", "\n".join(map(str, [*prepared.choices, *_machine(prepared, student)])))
     _section(out, "configuration", to_yaml(prepared.config).rstrip())
     _row(out, prepared)
     for text in prepared.method.warnings:
@@ -47,7 +54,8 @@ def run(config: PlanConfig) -> int:
     if training.run.preflight and "preflight" in training.run.model_fields_set:
         accelerator, _ = make_accelerator(training)
         parts, choices = build(prepared, accelerator, checkpoint=None)
-        _section(out, "preflight", "\n".join([*map(str, choices), *preflight(prepared, parts)]))
+        told = [str(c) for c in choices if c.flag != "teacher_torch_dtype"]  # which stands above
+        _section(out, "preflight", "\n".join([*told, *preflight(prepared, parts)]))
     if config.plan.write is not None:
         command = "rlhf" if prepared.config.method.rlhf_type else "sft"
         _write(config.plan.write, to_yaml(prepared.config))
@@ -60,14 +68,52 @@ def _section(out: Console, title: str, text: str) -> None:
     out.print(text, markup=False)
 
 
-def _models(config: Config) -> list[str]:
+def _student(config: Config) -> nn.Module:
+    """The student without its weights, as it will be trained: its type, and a fresh adapter on it."""
+    m = config.model
+    bare = skeleton(m.model, revision=m.model_revision, trust_remote_code=m.trust_remote_code)
+    dtype = student_dtype(m)[0] if m.torch_dtype == "auto" else m.torch_dtype
+    bare = bare if dtype == "auto" else bare.to(getattr(torch, dtype))
+    if m.tuner_type == "full":
+        return bare
+    if m.adapters:
+        return bare.requires_grad_(False)
+    return add_lora(bare, rank=m.lora_rank, alpha=m.lora_alpha, target_modules=m.target_modules)
+
+
+def _machine(prepared: Prepared, student: nn.Module) -> list[Choice]:
+    """What this machine decides, as a run here would."""
+    config = prepared.config
+    choices = precision_of(config)[1]
+    if config.model.attn_impl is None:
+        attention = str(unwrap(student).config._attn_implementation)
+        choices.append(
+            Choice("attn_impl", attention, "transformers' choice; with the weights a run tries what it allows")
+        )
+    device = config.teacher.teacher_device or (
+        "cuda" if torch.cuda.is_available() and not config.run.use_cpu else "cpu"
+    )
+    held = str(next(student.parameters()).dtype).removeprefix("torch.")
+    here = teachers_here(config) if prepared.method.source == "model" else []
+    told = [teacher_dtype(config, name, device.partition(":")[0], held) for name, _ in here]
+    return [*choices, *dict.fromkeys(choice for choice in told if choice is not None)]
+
+
+def _device(config: Config) -> str:
+    return "cuda" if torch.cuda.is_available() and not config.run.use_cpu else "cpu"
+
+
+def _models(prepared: Prepared, student: nn.Module) -> list[str]:
+    config = prepared.config
     m, t = config.model, config.teacher
-    named = [("student", m.model, m.model_revision)]
-    named += [("teacher", name, revision) for name, revision in teachers_here(config)]
-    lines = [
-        f"{side}: {name}: {describe(skeleton(name, revision=revision, trust_remote_code=m.trust_remote_code))}"
-        for side, name, revision in named
-    ]
+    lines = [f"student: {m.model}: {describe(student)}"]
+    if m.adapters and m.tuner_type == "lora":
+        lines[0] += f", with {' '.join(m.adapters)}, the last of which is trained"
+    for name, revision in teachers_here(config):
+        bare = skeleton(name, revision=revision, trust_remote_code=m.trust_remote_code).requires_grad_(False)
+        lines.append(f"teacher: {name}: {describe(bare)}")
+    also = config.rollout.stop_at_teacher_eos
+    lines.append(f"tokens: {reading(prepared.tokenizer, prepared.valid, prepared.end_ids, teachers_too=also)}")
     servers = routes_of(t.teacher_model_server)
     addresses = [route.url for route in servers] or ([t.teacher_model_server] if t.teacher_model_server else [])
     return lines + [f"teacher: at {url}, which is asked when the run starts" for url in addresses]
@@ -98,9 +144,11 @@ def _arithmetic(prepared: Prepared, world: int) -> list[str]:
         f"{plan.micro_batch} sequences a micro-batch x {accumulation} micro-batches x {world} processes "
         f"= {plan.step_batch} sequences a step",
         f"{plan.steps_per_generation} steps a generation batch, {plan.num_generations} responses a prompt",
-        f"{prepared.max_steps} steps, {prepared.max_steps * plan.step_batch:,} sequences at most",
     ]
     sequences = prepared.max_steps * plan.step_batch
+    if plan.total_rows is not None:  # the last step may be a part of one
+        sequences = min(sequences, plan.total_rows * plan.num_generations * plan.num_iterations)
+    lines.append(f"{prepared.max_steps:,} steps, {sequences:,} sequences")
     on_policy = round(sequences * plan.lmbda)
     if on_policy:
         longest = on_policy * rollout.max_completion_length
@@ -109,18 +157,18 @@ def _arithmetic(prepared: Prepared, world: int) -> list[str]:
     if answered and plan.lmbda < 1:
         expected = (sequences - on_policy) * sum(answered) / len(answered)
         lines.append(f"about {expected:,.0f} tokens of the dataset learnt from")
+    if prepared.config.method.loss_impl == "linear":
+        lines.append(f"loss: {chunk_choice(prepared.valid, torch.float32, _device(prepared.config))[1]}")
     return lines
 
 
-def _disk(prepared: Prepared, world: int) -> list[str]:
+def _disk(prepared: Prepared, world: int, student: nn.Module) -> list[str]:
     """What the run folder will hold: weights as they are saved, and in a checkpoint Adam's two means of every trained
     weight (and a self-teacher's copy) for each process. Samples that are not used up come on top."""
     config, m = prepared.config, prepared.config.model
     if m.adapters and m.tuner_type != "full":
         return ["a checkpoint is about three times as large as the last of --adapters"]
-    model = skeleton(m.model, revision=m.model_revision, trust_remote_code=m.trust_remote_code)
-    trained = model.parameters() if m.tuner_type == "full" else _adapters(model, m)
-    weights = 4 * sum(p.numel() for p in trained)  # trained weights are float32
+    weights = sum(p.numel() * p.element_size() for p in student.parameters() if p.requires_grad)
     copies = 2 + (prepared.method.source in ("ema", "frozen"))
     each, count = weights * (1 + copies * world), _checkpoints(prepared)
     limit = config.run.save_total_limit
@@ -130,12 +178,6 @@ def _disk(prepared: Prepared, world: int) -> list[str]:
     parts += f", the teacher's copy {_size(weights * world)}" if copies > 2 else ""
     lines = [f"{kept:,} checkpoints{dropped} of about {_size(each)} ({parts})"] if count else ["no checkpoints"]
     return [*lines, f"last/: {_size(weights)}", f"together about {_size(kept * each + weights)}"]
-
-
-def _adapters(model: Any, m: Model) -> Iterable[Any]:
-    """The parameters that LoRA would train, on a model without weights."""
-    lora = add_lora(model, rank=m.lora_rank, alpha=m.lora_alpha, target_modules=m.target_modules)
-    return [p for p in lora.parameters() if p.requires_grad]
 
 
 def _checkpoints(prepared: Prepared) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from limbeck.config.room import Name, Names, Room
+from limbeck.config.room import Name, Names, Room, shard_size
 from limbeck.config.schema import Data, Hub, Model, Rollout, Run
 
 GgufType = Literal["f32", "f16", "bf16", "q8_0"]
@@ -18,7 +18,7 @@ class Export(Room):
 
     merge_lora: bool = True
     """Merge the adapters into the weights; false writes the last adapter alone."""
-    max_shard_size: str = "5GB"
+    max_shard_size: Annotated[str, AfterValidator(shard_size)] = "5GB"
     """Largest .safetensors file; a larger model is written as several."""
     gguf_type: GgufType | None = None
     """Write a .gguf file of this type too, by llama.cpp's convert_hf_to_gguf.py: from $LLAMA_CPP or the PATH."""

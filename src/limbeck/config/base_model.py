@@ -36,7 +36,7 @@ def name_base(given: dict[str, Any], where: Mapping[str, str], *, of: str = "") 
         notes.append(f"--adapters {names[0]}=... is --served_model_name {names[0]} here")
         given.setdefault("served_model_name", names[0])
     if adapters and not named:
-        named = _base(adapters[0])
+        named = base_of(adapters[0])
         if named is None:
             what = f"{adapters[0]} does not say which model it is an adapter of"
             raise ConfigError(
@@ -60,7 +60,8 @@ def _parts(adapter: str) -> tuple[str, str, str]:
     return ("", "", adapter) if not equals or "/" in name or Path(adapter).exists() else (name, equals, folder)
 
 
-def _base(adapter: str) -> str | None:
+def base_of(adapter: str) -> str | None:
+    """The model that an adapter names as its base, a folder's or one on the hub; None where it does not say."""
     folder = Path(adapter).expanduser()
     try:
         file = folder / "adapter_config.json" if folder.exists() else _from_hub(adapter)

@@ -12,6 +12,9 @@ from limbeck.config.room import room_of
 from limbeck.config.schema import Config
 
 TOTAL_BATCH = 16  # ms-swift's
+ROLLOUT_BATCH = 32  # sequences a call of `generate`
+# losses/advantage.py's, which the tests compare: how each estimator's own paper scales
+OWN_SCALE = {"grpo": "group", "rloo": "none", "reinforce_plus_plus": "batch"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class Choice:
 def resolve_defaults(config: Config, *, world_size: int) -> tuple[Config, list[Choice]]:
     """Fills in what was left open. world_size: processes that train side by side.
 
-    What stays None depends on the data (`max_length`), the device (`rollout_batch_size`) or means "off".
+    What stays None depends on the data (`max_length`), on the models (`limbeck.train.chosen`) or means "off".
     """
     choices = list(_choices(config, world_size))
     rooms: dict[str, dict[str, Any]] = {}
@@ -41,6 +44,7 @@ def resolve_defaults(config: Config, *, world_size: int) -> tuple[Config, list[C
 
 def _choices(config: Config, world_size: int) -> Iterator[Choice]:
     yield from _loss_choices(config)
+    yield from _policy_choices(config)
     yield from _batch_choices(config, world_size)
     yield from _run_choices(config)
 
@@ -60,6 +64,20 @@ def _loss_choices(config: Config) -> Iterator[Choice]:
     if config.optim.learning_rate is None:
         lora = model.tuner_type == "lora"
         yield Choice("learning_rate", 1e-4 if lora else 1e-5, f"the default for --tuner_type {model.tuner_type}")
+
+
+def _policy_choices(config: Config) -> Iterator[Choice]:
+    policy, reward, longest = config.policy, config.reward, config.rollout.max_completion_length
+    if config.method.rlhf_type != "grpo":
+        return
+    if policy.epsilon_high is None:
+        yield Choice("epsilon_high", policy.epsilon, "as --epsilon")
+    if policy.scale_rewards is None and reward.reward_funcs:
+        scale = OWN_SCALE[policy.advantage_estimator]
+        yield Choice("scale_rewards", scale, f"as the paper of --advantage_estimator {policy.advantage_estimator} does")
+    for name, flag in (("cosine", "cosine_max_len"), ("soft_overlong", "soft_max_length")):
+        if name in reward.reward_funcs and getattr(reward, flag) is None:
+            yield Choice(flag, longest, "--max_completion_length")
 
 
 def _generations(config: Config) -> int:
@@ -82,6 +100,8 @@ def _batch_choices(config: Config, world_size: int) -> Iterator[Choice]:
         yield Choice("gradient_accumulation_steps", accumulation, f"{parts} make a step of {accumulation * together}")
     if config.rollout.steps_per_generation is None and config.method.rlhf_type is not None:
         yield Choice("steps_per_generation", accumulation, "every optimizer step learns from samples of its own")
+    if config.rollout.rollout_batch_size is None and config.method.rlhf_type is not None:
+        yield Choice("rollout_batch_size", ROLLOUT_BATCH, "the default; fewer need less memory")
     if optim.per_device_eval_batch_size is None:
         yield Choice("per_device_eval_batch_size", optim.per_device_train_batch_size, "as in training")
 
@@ -109,3 +129,5 @@ def _run_choices(config: Config) -> Iterator[Choice]:
         yield Choice("output_dir", folder, "named after the model and the method")
     if config.report.run_name is None:
         yield Choice("run_name", folder.name, "the run folder's name")
+    if config.hub.push_to_hub and config.hub.hub_model_id is None:
+        yield Choice("hub_model_id", folder.name, "the run folder's name")

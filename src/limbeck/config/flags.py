@@ -212,6 +212,8 @@ def _from_flags(tokens: Sequence[str]) -> list[Entry]:
             flag, equals, value = token.partition("=")
             words = [value] if equals else []
             entries.append(Entry(flag.lstrip("-").replace("-", "_"), words, token))
+        elif re.match(r"--(=|$)", token):
+            raise ConfigError(f"{token} names no flag", where=token, fix="write --flag value, or leave it out")
         elif not entries:
             fix = "a YAML file must come first, before the flags" if token != tokens[0] else "write --flag value"
             raise ConfigError(f"unexpected argument {token}", where=token, fix=fix)

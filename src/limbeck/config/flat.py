@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from limbeck.config.faults import refusal
+from limbeck.config.flags import flags_of
 from limbeck.config.room import room_of
 from limbeck.config.schema import Config
 from limbeck.errors import ConfigError
@@ -29,11 +31,8 @@ def from_flat(values: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(rooms)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
-        raise ConfigError(
-            f"{place}: {first['msg']}", where=f"{place}={first['input']!r}", fix="see its help"
-        ) from error
+        given = {name: f"{name}={value!r}" for name, value in values.items()}
+        raise refusal(error, given, {name: flag.choices for name, flag in flags_of(Config).items()}) from error
 
 
 def to_flat(config: Config) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import errno
 import os
 import traceback
+from pathlib import Path
 from typing import Any
 
 from limbeck.config.room import Room
-from limbeck.errors import LimbeckError
+from limbeck.errors import ConfigError, LimbeckError
 
 _MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "std::bad_alloc")
 # gloo's and NCCL's words where a collective's other side is gone
@@ -137,7 +138,7 @@ def _disk(error: BaseException, text: str, full: bool) -> LimbeckError:
     if full:
         fix = "free some space, keep fewer checkpoints (--save_total_limit 2), or name another place"
         return DiskLimit("there is no space left on the disk", where=str(path or text[:200]), fix=fix)
-    name = f": {path}" if path else ""
+    name = f": {str(path)[:200]}" if path else ""
     number = getattr(error, "errno", None)
     what, fix = {
         errno.EEXIST: ("is a file where a folder must be", "name another place"),
@@ -148,10 +149,29 @@ def _disk(error: BaseException, text: str, full: bool) -> LimbeckError:
         errno.EISDIR: ("is a folder", "name a file"),
         errno.ENOTDIR: ("goes through a file as if it were a folder", "check the path"),
         errno.EADDRINUSE: ("is in use", "take another --port"),
+        errno.ENAMETOOLONG: ("is longer than a path may be", "give a shorter name"),
+        errno.ELOOP: ("leads to itself", "check the link"),
     }.get(number or 0, ("", ""))
     if path and what:
-        return PathFault(f"{path} {what}", where=text[:200], fix=fix)
+        short = str(path) if len(str(path)) <= 100 else f"{str(path)[:60]}..."
+        return PathFault(f"{short} {what}", where=text[:200], fix=fix)
     return DiskLimit(f"the system refused{name}", where=text[:300], fix="run it again with --debug for the traceback")
+
+
+def check_target(path: Path, flag: str, *, streams: bool = False) -> None:
+    """Raises ConfigError where what is to be written cannot be a file, before the work whose outcome it is to hold.
+
+    streams: it may be a device or a pipe, such as /dev/stdout; elsewhere that would be read back, or replaced.
+    """
+    try:
+        folder, other = path.is_dir(), path.exists() and not path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or has a zero in it
+        folder, other, streams = False, True, False
+    if folder:
+        raise ConfigError(f"{path} is a folder", where=f"--{flag} {path}", fix=f"name a file in it: {path}/NAME")
+    if other and not streams:
+        what = f"{str(path)[:100]!r} cannot be a file"
+        raise ConfigError(what, where=f"--{flag}", fix="name a file that is there, or a new one")
 
 
 def _flat(config: Room | None) -> dict[str, Any]:

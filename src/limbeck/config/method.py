@@ -346,6 +346,15 @@ WARNINGS: tuple[tuple[Callable[[Case], bool], str], ...] = (
         "--offload_teacher_model has no effect: no teacher of its own is loaded here",
     ),
     (
+        lambda c: c.config.model.torch_dtype == "float16" and c.config.model.tuner_type == "full",
+        "--torch_dtype float16 trains weights of float16 without scaling the loss: small gradients are lost and large "
+        "ones overflow; auto holds them in float32",
+    ),
+    (
+        lambda c: "metric_for_best_model" in c.config.run.model_fields_set and not c.has_held_out,
+        "--metric_for_best_model has no effect: there are no held-out rows to measure it on",
+    ),
+    (
         lambda c: c.row.path == "advantage" and c.filters_samples,
         "--temperature 0, --top_p, --top_k, --min_p and --repetition_penalty make the samples off-policy: the policy "
         "gradient takes them for the student's own",

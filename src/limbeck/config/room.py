@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from limbeck.config.routes import ModelRoute, ServerRoute, one_or_routes
@@ -28,9 +28,11 @@ Scheduler = Literal[
     "warmup_stable_decay",
 ]
 
-Count = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# upper bounds tell a slip of the keyboard before it becomes a loss that is not finite, or a size that no machine has
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+NotNegative = Annotated[float, Field(ge=0, le=1e38, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=1e38, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -102,14 +104,40 @@ def _number(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
+def _warmth(value: float) -> float:
+    if value != 0 and not 1e-4 <= value <= 1e4:
+        fix = "give a number from 0.0001 to 10000, such as 1"
+        raise PydanticCustomError("saying", "{what}", {"what": "would leave nothing of the logits", "fix": fix})
+    return value
+
+
+def _device(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"(cpu|cuda|mps|xpu|npu)(:\d+)?", value):
+        fix = "write cpu, cuda or cuda:1, or leave it out for the student's device"
+        raise PydanticCustomError("saying", "{what}", {"what": "is no device", "fix": fix})
+    return value
+
+
+def shard_size(value: str) -> str:
+    """A size as transformers reads it."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]i?B)", value.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
+        fix = "write it as 5GB or 500MB"
+        raise PydanticCustomError("saying", "{what}", {"what": "is no size of a file", "fix": fix})
+    return value
+
+
 System = Annotated[str, BeforeValidator(_system)]
+Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(_warmth)]
+LossTemperature = Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(_warmth)]
+DeviceName = Annotated[str | None, AfterValidator(_device)]
 LossScale = Annotated[
     Literal["last_round", "default", "ignore_empty_think", "last_round_with_ignore_empty_think"],
     BeforeValidator(_scale),
 ]
 QuantBits = Annotated[Literal[4, 8], BeforeValidator(_number)]
 WireBits = Annotated[Literal[16, 32], BeforeValidator(_number)]
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=1e9)]
 Name = Annotated[str, BeforeValidator(_as_text)]
 Names = Annotated[list[Name], BeforeValidator(listed)]
 TeacherModel = Annotated[str | list[ModelRoute] | None, BeforeValidator(one_or_routes(ModelRoute, "model"))]

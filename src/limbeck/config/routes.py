@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
@@ -50,6 +52,15 @@ def _address(value: str, key: str) -> str:
     if key == "url" and not value.startswith(("http://", "https://")):
         fix = f"write it as http://{value}" if ":" in value else f"write it as http://{value}:8000"
         raise PydanticCustomError("routes", "{what}", {"what": "is no address that begins with http://", "fix": fix})
+    if key == "url":
+        try:
+            parts = urlsplit(value)
+            sound = bool(parts.hostname) and parts.port != 0 and not re.search(r"\s", value)
+        except ValueError:  # a port that is no number, or above 65535
+            sound = False
+        if not sound:
+            fix = "write it like http://localhost:8000; ports go from 1 to 65535"
+            raise PydanticCustomError("routes", "{what}", {"what": "is no address of a server", "fix": fix})
     return value
 
 
@@ -66,6 +77,9 @@ def one_or_routes(kind: type[R], key: str) -> Any:
                 raise _refused(f"is not JSON: {error.msg} at character {error.pos}", key) from error
         if value is None or not isinstance(value, list):
             return value if value is None else _address(str(value), key)
+        names = [item for item in cast(list[Any], value) if isinstance(item, str)]
+        if len(names) > 1:
+            raise _refused(f"got {len(names)} names, and several teachers need tags", key)
         routes = [_route(kind, item, key) for item in cast(list[Any], value)]
         if not routes:
             raise _refused("names no teacher", key)

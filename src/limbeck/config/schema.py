@@ -15,9 +15,11 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from limbeck.config.policy import Policy, Reward
 from limbeck.config.room import (
     Count,
+    DeviceName,
     Dtype,
     Fraction,
     LossScale,
+    LossTemperature,
     Name,
     Names,
     NotNegative,
@@ -28,11 +30,13 @@ from limbeck.config.room import (
     Room,
     Scheduler,
     Seconds,
+    Seed,
     Strategy,
     System,
     TeacherModel,
     TeacherServer,
     TeacherSource,
+    Temperature,
     Tracker,
     WireBits,
     listed,
@@ -49,7 +53,8 @@ class Model(Room):
     model_revision: str | None = None
     """Branch, tag or commit of a hub id."""
     torch_dtype: Dtype = "auto"
-    """Type of the weights; auto takes what the model was saved in."""
+    """Type of the weights; auto takes what the model was saved in, float32 where all weights are trained, and on a CPU
+    for a model that is only asked."""
     attn_impl: str | None = None
     """Attention implementation as transformers names it: eager, sdpa, flash_attention_2, ..."""
     adapters: Names = []
@@ -58,7 +63,7 @@ class Model(Room):
     """Run Python code that comes with a model from the hub."""
     tuner_type: Literal["lora", "full"] = "lora"
     """Train LoRA adapters or all weights."""
-    lora_rank: Count = 8
+    lora_rank: Annotated[int, Field(ge=1, le=65536)] = 8
     """Rank of the adapters."""
     lora_alpha: Positive = 32
     """Scale of the adapters: their output is multiplied by lora_alpha / lora_rank."""
@@ -97,7 +102,7 @@ class Data(Room):
     """Shuffle the training rows anew for every epoch."""
     system: System | None = None
     """System message for rows that have none, or a .txt file that holds it."""
-    data_seed: int | None = None
+    data_seed: Seed | None = None
     """Seed of the order of the rows; by default that of the run (--seed)."""
 
 
@@ -119,7 +124,7 @@ class Method(Room):
     """Mass off the K tokens: kept as one bucket (tail), or left out by renormalising both sides (renorm)."""
     topk_support: Literal["teacher", "student", "union"] = "teacher"
     """Whose K likeliest tokens are compared; the student's are chosen when the teacher scores."""
-    loss_temperature: Positive = 1.0
+    loss_temperature: LossTemperature = 1.0
     """Divides both sides' logits inside the divergence; --temperature is the sampler's."""
     jsd_normalize: bool = False
     """Divide the JSD by beta (1 - beta), which makes it continuous with both KLs."""
@@ -150,7 +155,7 @@ class Teacher(Room):
     """Type of the teacher's weights."""
     teacher_quant_bits: QuantBits | None = None
     """Load the teacher's linear layers in 8 or 4 bits (needs the package bitsandbytes)."""
-    teacher_device: str | None = None
+    teacher_device: DeviceName = None
     """Device of a teacher that is loaded here: cpu, cuda:1, ...; by default the student's."""
     teacher_model_server: TeacherServer = None
     """Address of a server that holds the teacher: `limbeck deploy`, or vLLM's OpenAI-compatible one. Several, by the
@@ -187,7 +192,7 @@ class Teacher(Room):
 class Rollout(Room):
     """Sampling."""
 
-    temperature: NotNegative = 0.9
+    temperature: Temperature = 0.9
     """Sampling temperature; 0 takes the likeliest token."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Sample from the smallest set of tokens with this much mass; 1 is off."""
@@ -204,7 +209,7 @@ class Rollout(Room):
     stop_at_teacher_eos: bool = False
     """Stop at the teacher's end tokens as well."""
     rollout_batch_size: Count | None = None
-    """Sequences sampled at a time on a device; by default as many as fit."""
+    """Sequences sampled at a time on a device; by default 32."""
     steps_per_generation: Count | None = None
     """Micro-batches taken from one generation batch, a multiple of --gradient_accumulation_steps; by default that
     number, so that every optimizer step learns from samples of its own."""
@@ -246,9 +251,9 @@ class Optim(Room):
     """Steps over which the learning rate rises, instead of --warmup_ratio."""
     max_grad_norm: NotNegative = 1.0
     """Clip the gradient's norm; 0 is off."""
-    num_train_epochs: Positive = 3.0
+    num_train_epochs: Annotated[float, Field(gt=0, le=1e6)] = 3.0
     """Passes over the rows."""
-    max_steps: Annotated[int, Field(ge=-1), AfterValidator(not_zero)] = -1
+    max_steps: Annotated[int, Field(ge=-1, le=2**31 - 1), AfterValidator(not_zero)] = -1
     """Optimizer steps, instead of --num_train_epochs; -1 is off."""
     per_device_train_batch_size: Count = 1
     """Sequences a micro-batch on each device."""
@@ -257,7 +262,7 @@ class Optim(Room):
     gradient_accumulation_steps: Count | None = None
     """Micro-batches an optimizer step; by default what makes a total batch of 16 (grpo: one whole group)."""
     mixed_precision: Precision = "auto"
-    """Type of the arithmetic; auto follows the weights' type, the optimizer's own copies stay in float32."""
+    """Type of the arithmetic; auto is bf16 on a GPU that multiplies in it, else no. Weights stay in their own type."""
     fsdp: Literal["none", "fsdp2"] = "none"
     """Shard the student's weights, gradients and optimizer state over the processes (docs/parallel.md)."""
 
@@ -270,7 +275,7 @@ class Run(Room):
     loads the weights for it."""
     output_dir: Path | None = None
     """The run folder; by default output/<model>-<method>."""
-    seed: int = 42
+    seed: Seed = 42
     """Seed of everything random."""
     save_strategy: Strategy = "steps"
     """When to write a checkpoint."""

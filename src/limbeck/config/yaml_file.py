@@ -63,6 +63,7 @@ def _entries(loader: Any, node: Any, path: str, lines: list[str], rooms: set[str
         where = f"{path}:{node.start_mark.line + 1}"
         what = f"{inside} holds settings, one a line" if inside else f"{path} must be settings, one a line"
         raise ConfigError(what, where=where, fix="write `key: value`, flat or under a room's name")
+    loader.flatten_mapping(node)  # <<: *base
     found: list[Entry] = []
     for key_node, value_node in node.value:
         if not isinstance(key_node, yaml.ScalarNode):

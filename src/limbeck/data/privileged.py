@@ -79,7 +79,7 @@ def _filled(template: jinja2.Template, example: Example) -> str:
     given = {"prompt": asked[-1] if asked else "", "response": answer, "messages": example.messages}
     try:
         return template.render(example.columns | given)
-    except (jinja2.UndefinedError, TypeError, ValueError) as error:
+    except Exception as error:  # a template is a program of the user's: whatever it comes to is told as such
         names = ", ".join(sorted({*example.columns, *given}))
         raise DataError(
             f"--teacher_prompt_template cannot be filled in: {error}", where=example.origin, fix=f"the row has: {names}"

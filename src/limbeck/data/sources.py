@@ -9,7 +9,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import count
 from pathlib import Path
@@ -27,12 +27,14 @@ class Source:
     """The rows of one data set, read one at a time: get(i) may raise RowError for a line that is no row at all.
 
     size: None where the rows come one after another; get(i) is then called in order, and raises IndexError at the end.
+    notes: what of the data set is not read.
     """
 
     tag: str
     size: int | None
     get: Callable[[int], Any]
     origin: Callable[[int], str]
+    notes: tuple[str, ...] = ()
 
 
 def load_examples(
@@ -104,7 +106,7 @@ def _read(source: Source, name: str, wanted: int | None, how: _Reading, dropped:
         # seeded by name, not by position, so that another data set beside it changes nothing here
         random.Random(f"{how.seed}:{source.tag}").shuffle(order)
     found: dict[int, Example] = {}
-    here = Dropped()
+    here = Dropped(notes=list(source.notes))
     own = preprocessor_of(name, source.tag)
     for index in order:
         if wanted is not None and len(found) == wanted:
@@ -167,6 +169,8 @@ def _open(name: str, *, stream: bool = False) -> Source:
     if hub and path.suffix.lower() not in READERS:
         return _hub(hub["id"], hub["subset"], name, stream=stream)
     fix = "give a path that exists, or a hub id org/name"
+    if name.startswith(("http://", "https://")):
+        fix = "download it and give its path, or write a hub id as org/name"
     raise DataError(f"no file {name}", where=f"data set {name}{_near(path)}", fix=fix)
 
 
@@ -198,7 +202,8 @@ def _folder(path: Path, name: str) -> Source:
     """A folder as one data set: its readable files by name; without any, whatever `datasets` makes of it."""
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return _saved(path, name)
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in READERS)
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    files = [entry for entry in entries if entry.suffix.lower() in READERS and entry.is_file()]
     if not files:
         return _datasets(name, path.name, name, lambda d: d.load_dataset(str(path), split="train"))
     parts = [_file(file, str(Path(name) / file.name)) for file in files]
@@ -208,7 +213,15 @@ def _folder(path: Path, name: str) -> Source:
         len(rows),
         lambda at: rows[at][0].get(rows[at][1]),
         lambda at: rows[at][0].origin(rows[at][1]),
+        _not_read(name, [entry.name for entry in entries if entry not in files]),
     )
+
+
+def _not_read(name: str, others: list[str]) -> tuple[str, ...]:
+    if not others:
+        return ()
+    named = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+    return (f"{name} also holds {len(others)} entries that are not read as rows ({named})",)
 
 
 def _jsonl(path: Path, name: str) -> Source:
@@ -315,7 +328,10 @@ def _saved(path: Path, name: str) -> Source:
         saved = datasets.load_from_disk(str(path))
         return saved["train"] if isinstance(saved, dict) else saved
 
-    return _datasets(name, path.name, name, load)
+    source, about = _datasets(name, path.name, name, load), path / "dataset_dict.json"
+    splits: list[str] = json.loads(about.read_text())["splits"] if about.is_file() else []
+    others = ", ".join(split for split in splits if split != "train")
+    return replace(source, notes=(f"{name}: the split train is read, and not {others}",) if others else ())
 
 
 def _datasets(name: str, tag: str, origin: str, load: Callable[[Any], Any]) -> Source:

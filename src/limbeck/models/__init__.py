@@ -13,7 +13,7 @@ from limbeck.models.load import (
     skeleton,
 )
 from limbeck.models.pack import computed_positions
-from limbeck.models.score import backbone, dropout_off, enable_packing, evaluating, hidden_states, unwrap
+from limbeck.models.score import attention_of, backbone, dropout_off, enable_packing, evaluating, hidden_states, unwrap
 from limbeck.models.shrink import even_layers, keep_layers
 from limbeck.models.tokenizer import (
     end_token_ids,
@@ -26,6 +26,7 @@ from limbeck.models.tokenizer import (
 __all__ = [
     "ModelFacts",
     "add_lora",
+    "attention_of",
     "backbone",
     "check_head",
     "computed_positions",

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -230,6 +231,10 @@ def load_generation_config(name: str, *, revision: str | None = None) -> Generat
     path = gguf_file(name)
     if path is not None:
         return GenerationConfig(eos_token_id=end_ids(path) or None)
+    file = Path(name).expanduser() / "generation_config.json"
+    if file.is_file():  # one that cannot be read must not pass for one that is not there: its end tokens would be lost
+        with refusals(name, "generation config"):
+            return GenerationConfig.from_pretrained(name)
     try:
         return GenerationConfig.from_pretrained(name, revision=revision or "main")
     except (OSError, ValueError):

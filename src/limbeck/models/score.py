@@ -104,6 +104,17 @@ def enable_packing(model: nn.Module) -> bool:
     return same
 
 
+def attention_of(model: nn.Module) -> tuple[str, str]:
+    """The attention implementation as transformers names it, and what that means for shared beginnings and padding."""
+    c = unwrap(model).config
+    if c._attn_implementation == PACKED:
+        return "sdpa", "transformers' choice; what sequences begin with in common is computed once, and no padding"
+    if c._attn_implementation != "sdpa":
+        return str(c._attn_implementation), "padding and shared beginnings are computed each time, with sdpa not"
+    kind = "a window of attention" if getattr(c, "sliding_window", None) else "its own way to mix tokens"
+    return "sdpa", f"this model has {kind}, so padding and shared beginnings are computed each time"
+
+
 def dropout_off(model: nn.Module) -> None:
     """Set the model's own dropout probabilities to zero, for good: student and teacher are scored without dropout.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from limbeck.config.base_model import base_of
 from limbeck.config.limits import limit_of
 from limbeck.errors import LimbeckError, ModelError
 
@@ -33,7 +33,12 @@ FIXES = (
     ("Specified `attn_implementation", "use --attn_impl sdpa, eager or flash_attention_2, or leave it out"),
     ("FlashAttention", "use --attn_impl sdpa, or install what it asks for"),
     ("SafetensorError", "the weights file is damaged or cut short: copy or download it again"),
+    ("not a valid JSON", "its JSON is damaged: copy or download it again"),
+    ("size mismatch", "the adapter was trained on a model of another size: name its own base as --model"),
+    ("Repo id must", "write a hub id as org/name, or give a folder or a .gguf file"),
+    ("Can't find 'adapter_config.json'", "check the path, or write a hub id as org/name"),
 )
+_DAMAGED = "its files are damaged, or of another version: copy or download them again (--debug shows where it failed)"
 
 
 @contextmanager
@@ -47,9 +52,7 @@ def refusals(name: str, what: str = "model") -> Iterator[None]:
         if limit_of(error, None) is not None and not isinstance(error, OSError):
             raise
         text = f"{type(error).__name__}: {error}"
-        fix = next(
-            (fix for part, fix in FIXES if part.lower() in text.lower()), "run it with --debug to see where it failed"
-        )
+        fix = next((fix for part, fix in FIXES if part.lower() in text.lower()), _DAMAGED)
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         raise ModelError(f"the {what} {name} cannot be loaded", where=" ".join(lines)[:400], fix=fix) from error
 
@@ -61,7 +64,7 @@ def check_folder(name: str) -> None:
         if (path / "config.json").is_file():
             return
         if (path / "adapter_config.json").is_file():
-            base = json.loads((path / "adapter_config.json").read_text()).get("base_model_name_or_path") or "BASE"
+            base = base_of(str(path)) or "BASE"
             raise ModelError(
                 f"{name} is an adapter, not a model",
                 where=str(path / "adapter_config.json"),
@@ -89,6 +92,12 @@ def check_adapter(name: str) -> None:
         raise ModelError(
             f"{name} has no adapter_config.json", where=found, fix="give the folder that holds the adapter's two files"
         )
+    if path.is_dir() and not any(path.glob("adapter_model.*")):
+        raise ModelError(
+            f"{name} has no weights of an adapter",
+            where=f"folder with {_listing(path)}",
+            fix="give the folder that holds adapter_model.safetensors too",
+        )
     if not path.exists():
         _must_be_a_hub_id(name)
 
@@ -96,6 +105,8 @@ def check_adapter(name: str) -> None:
 def _must_be_a_hub_id(name: str) -> None:
     if name.startswith(("/", ".", "~")) or name.count("/") > 1 or name.endswith(".gguf"):
         fix = "check the path" + ("; a file on the hub must be downloaded first" if name.endswith(".gguf") else "")
+        if name.startswith(("http://", "https://")):
+            fix = "write a hub id as org/name, without the rest of the address"
         raise ModelError(f"{name} does not exist", where=f"looked in {Path.cwd()}", fix=fix)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import signal
 import socket
@@ -25,8 +26,10 @@ def bind(host: str, port: int) -> socket.socket:
         sock.bind((host, port))
     except OSError as error:
         reason = error.strerror or str(error)
-        fix = "stop what listens there, or give another --port (0 takes a free one)"
-        raise ConfigError(f"cannot listen on {host} port {port}: {reason}", where=f"--port {port}", fix=fix) from error
+        fix, where = "stop what listens there, or give another --port (0 takes a free one)", f"--port {port}"
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            fix, where = "give an address of this machine: 127.0.0.1, or 0.0.0.0 for all of them", f"--host {host}"
+        raise ConfigError(f"cannot listen on {host} port {port}: {reason}", where=where, fix=fix) from error
     return sock
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from limbeck.errors import ConfigError
@@ -25,7 +25,7 @@ class ServerInfo:
 
     identity: what makes the teacher's answers what they are. max_model_len: tokens of a sequence. max_logprobs: the
     largest k. valid: number of the tokenizer's ids. tokenizer: its fingerprint. end_ids: tokens that end a response.
-    hidden: gives out hidden states and the head.
+    hidden: gives out hidden states and the head. others: models that it serves beside this one, the first.
     """
 
     url: str
@@ -38,6 +38,7 @@ class ServerInfo:
     tokenizer: str | None = None
     end_ids: frozenset[int] = frozenset()
     hidden: bool = False
+    others: int = 0
 
 
 def discover(
@@ -58,10 +59,19 @@ def discover(
         connection.close()
     try:
         models = json.loads(body)["data"]
-        info = _info(connection.url, models[0])
+        info = replace(_info(connection.url, models[0]), others=len(models) - 1)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise _no_server(connection.url, f"{MODELS} answers something else ({error!r})") from error
     return info
+
+
+def described(info: ServerInfo) -> str:
+    """For a person: which kind of server, which of its models is asked, and its limits."""
+    kind = "limbeck deploy" if info.kind == "limbeck" else "a stock server, which speaks as vLLM does"
+    first = f", the first of the {info.others + 1} that it serves" if info.others else ""
+    limits = [f"{info.max_model_len:,} tokens a sequence"] if info.max_model_len is not None else []
+    limits += [f"{info.max_logprobs:,} log-probabilities a token"] if info.max_logprobs is not None else []
+    return f"{info.url} is {kind}; {info.model}{first}" + (f"; at most {', '.join(limits)}" if limits else "")
 
 
 def _info(url: str, first: dict[str, Any]) -> ServerInfo:

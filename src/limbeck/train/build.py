@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,17 +16,27 @@ from torch import nn
 from transformers import PreTrainedModel, get_scheduler
 
 from limbeck.config.choices import SELF
-from limbeck.config.defaults import Choice
+from limbeck.config.defaults import ROLLOUT_BATCH, Choice
 from limbeck.config.schema import Config, Model, Rollout
 from limbeck.errors import ConfigError
 from limbeck.losses import PolicyLoss
 from limbeck.losses.chunks import chunk_choice
-from limbeck.models import add_lora, check_head, dropout_off, enable_packing, load_model, unwrap, valid_ids
+from limbeck.models import (
+    add_lora,
+    attention_of,
+    check_head,
+    dropout_off,
+    enable_packing,
+    load_model,
+    unwrap,
+    valid_ids,
+)
 from limbeck.rewards import NamedReward, RewardTable, score
 from limbeck.rollouts import HFSampler, Sampling, sample_dataset
 from limbeck.signal import Sample
 from limbeck.teachers import Teacher
 from limbeck.train import parallel
+from limbeck.train.chosen import precision_of
 from limbeck.train.objective import AdvantageLoss, DivergenceLoss
 from limbeck.train.policy import Judge, Reward
 from limbeck.train.prepare import Prepared
@@ -34,18 +45,16 @@ from limbeck.train.step import Parts
 from limbeck.train.student import Objective, StudentStep
 from limbeck.train.teacher import build_reference, build_teacher
 
-ROLLOUT_BATCH = 32  # sequences a `generate` call, where not given
-
 
 def make_accelerator(config: Config) -> tuple[Accelerator, list[Choice]]:
     """One process, or this rank of several that torchrun or `accelerate launch` started."""
-    precision, choices = config.optim.mixed_precision, []
-    cuda = torch.cuda.is_available() and not config.run.use_cpu
-    if precision == "auto":
-        bf16 = cuda and torch.cuda.is_bf16_supported()
-        precision = "bf16" if bf16 else "no"
-        reason = "the GPU multiplies in bfloat16, weights stay float32" if bf16 else "there is no GPU with bfloat16"
-        choices.append(Choice("mixed_precision", precision, reason))
+    precision, choices = precision_of(config)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" not in os.environ:
+        raise ConfigError(
+            "the environment says that there are several processes, and not where they meet",
+            where=f"WORLD_SIZE={os.environ['WORLD_SIZE']}, MASTER_ADDR is not set",
+            fix="start them with torchrun --nproc_per_node N -m limbeck.cli.main ..., or unset WORLD_SIZE",
+        )
     AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
     accelerator = Accelerator(mixed_precision=precision, cpu=config.run.use_cpu)
     parallel.keep_group()
@@ -66,6 +75,10 @@ def build(
     model = build_student(config, checkpoint)
     check_head(model)
     packs = enable_packing(model)
+    if config.model.attn_impl is None:
+        choices.append(Choice("attn_impl", *attention_of(model)))
+    elif not packs:
+        say(f"attention: {attention_of(model)[1]}")
     objective = objective_of(config)
     student = StudentStep(model, objective, prepared.valid)
     sharded = config.optim.fsdp == "fsdp2"
@@ -100,7 +113,7 @@ def build(
     with whole() as plain, parallel.together(accelerator):
         model = plain.model
         teacher = build_teacher(prepared, accelerator, model, choices, say=say)
-        reference = build_reference(prepared, accelerator, model)
+        reference = build_reference(prepared, accelerator, model, say)
     if config.method.loss_impl == "linear":
         say(f"loss: {chunk_choice(prepared.valid, torch.float32, accelerator.device)[1]}")
     judge = build_judge(prepared, reference, say, state)

@@ -241,7 +241,13 @@ def _evaluate(
     book.metrics.write(line)
     book.console.step(line)
     log(parts.accelerator, line, state.global_step)
-    value = metrics.get(book.metric_for_best)
+    value = metrics.get(book.metric_for_best, metrics.get(f"eval_{book.metric_for_best}"))  # transformers knows both
+    if value is None and metrics.get("eval_tokens", 1):
+        known = ", ".join(sorted(name for name, value in metrics.items() if isinstance(value, float)))
+        book.console.warn(
+            f"no evaluation here has the metric {book.metric_for_best}, so no checkpoint is named the best "
+            f"(--metric_for_best_model; there are {known})"
+        )
     if value is not None and state.global_step > 0:
         best = state.best_metric
         if best is None or (value > best if book.greater_is_better else value < best):

@@ -30,6 +30,7 @@ from limbeck.models import (
 )
 from limbeck.rewards import NamedReward, RewardOptions, check_columns, load_plugin, named_rewards
 from limbeck.rollouts import Row
+from limbeck.train.chosen import model_choices, warmup_choice
 from limbeck.train.lengths import too_long
 from limbeck.train.step import Plan
 
@@ -108,12 +109,13 @@ def prepare(config: Config, *, world_size: int = 1, answered_only: bool = False)
     dropped_held_out.merge(over)
     if not rows:
         raise dropped.error("no row is left")
-    _check_held_out(config, held_rows, held_out, dropped_held_out)
+    notes += _check_held_out(config, held_rows, held_out, dropped_held_out)
     by_teacher = rows_by_teacher(config, [*rows, *held_rows])
     if idle := [name for name, count in by_teacher.items() if not count]:
         notes.append(f"no row is sent to {', '.join(idle)}")
     method = replace(method, warnings=(*method.warnings, *too_long(config, method, rows, held_rows)))
     plan, max_steps = arithmetic(config, method, len(rows), world_size)
+    choices += [*model_choices(config, method), *warmup_choice(config, max_steps)]
     return Prepared(
         config=config,
         method=method,
@@ -303,27 +305,40 @@ def _other_habits(config: Config, name: str, revision: str | None, ours: Any, th
         if own != other:
             notes.append(f"the {role} of student and teacher differ: {own!r}, {other!r}; the student's is used")
     if ours.chat_template and theirs.chat_template and ours.chat_template != theirs.chat_template:
-        talk = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
-        shown = [t.apply_chat_template(talk, tokenize=False) for t in (ours, theirs)]
-        if shown[0] != shown[1]:
+        mine, others = shown_talk(ours), shown_talk(theirs)
+        if mine and others and mine != others:
             notes.append(
-                f"the teacher's chat template writes a conversation otherwise ({shown[1][:60]!r}, the student's "
-                f"{shown[0][:60]!r}): it reads the student's; where its answers suffer, give the student its template"
+                f"the teacher's chat template writes a conversation otherwise ({others[:60]!r}, the student's "
+                f"{mine[:60]!r}): it reads the student's; where its answers suffer, give the student its template"
             )
     return notes
 
 
-def _check_held_out(config: Config, rows: list[Row], examples: list[Example], dropped: Dropped) -> None:
+def shown_talk(tokenizer: Any) -> str | None:
+    """Two turns as its chat template writes them; None where it refuses them (the student's own is judged by the rows,
+    and the teacher's is not used)."""
+    talk = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+    try:
+        return tokenizer.apply_chat_template(talk, tokenize=False)
+    except Exception:  # a template raises what it likes
+        return None
+
+
+def _check_held_out(config: Config, rows: list[Row], examples: list[Example], dropped: Dropped) -> list[str]:
+    """What there is to say. Raises DataError where an evaluation would have nothing to score."""
     if not examples or config.run.eval_strategy == "no":
-        return
+        return []
     if not rows:
         raise dropped.error("no held-out row is left")
-    if config.run.eval_on_policy:
-        return
     without = [e.origin for e, tokens in rows if not tokens.response_ids]
+    if without and config.run.eval_on_policy:
+        return [
+            f"{len(without)} of {len(rows)} held-out rows have no response: fresh samples of them are evaluated only"
+        ]
     if without:
         raise DataError(
             f"{len(without)} held-out rows have no response to score",
             where=", ".join(without[:3]),
             fix="let a model answer them first (`limbeck generate`), or score fresh samples: --eval_on_policy",
         )
+    return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,11 +16,15 @@ from limbeck.config.choices import Source
 from limbeck.config.defaults import Choice
 from limbeck.config.routes import ModelRoute, ServerRoute
 from limbeck.config.schema import Config
+from limbeck.errors import ConfigError
 from limbeck.models import check_head, enable_packing, fingerprint, load_model, tokenizer_fingerprint
 from limbeck.signal import Ask
 from limbeck.teachers import LocalTeacher, RoutedTeacher, Shadow, Teacher
+from limbeck.teachers.connection import KEY_VARIABLE
+from limbeck.teachers.discovery import described
 from limbeck.teachers.server import ServerTeacher, check_server, discover
 from limbeck.teachers.store import StoredTeacher
+from limbeck.train.chosen import teacher_dtype
 from limbeck.train.lengths import server_too_long
 from limbeck.train.prepare import Prepared
 
@@ -92,7 +97,9 @@ def build_teacher(
     )
 
 
-def build_reference(prepared: Prepared, accelerator: Accelerator, student: nn.Module) -> Teacher | None:
+def build_reference(
+    prepared: Prepared, accelerator: Accelerator, student: nn.Module, say: Callable[[str], None] = print
+) -> Teacher | None:
     """The model that path B's KL with weight --beta holds the student to: the base under a fresh adapter, else the
     student as it starts. None where beta is 0: then none is kept."""
     config = prepared.config
@@ -102,6 +109,7 @@ def build_reference(prepared: Prepared, accelerator: Accelerator, student: nn.Mo
     ask = Ask("sampled", temperature=config.rollout.temperature or 1.0)
     fresh = isinstance(student, PeftModel) and not config.model.adapters
     view = {"view": student.disable_adapter} if fresh else {"shadow": Shadow(student)}
+    say(f"reference: {'the model under the fresh adapter' if fresh else 'a copy of the student as it starts'} (--beta)")
     return site.local(student, "reference", ask=ask, **view)
 
 
@@ -117,13 +125,13 @@ def _model(site: _Site) -> Teacher:
 
 def _load(site: _Site, route: ModelRoute) -> LocalTeacher:
     t, m, home = site.config.teacher, site.config.model, site.accelerator.device
-    device = torch.device(t.teacher_device) if t.teacher_device else home
-    dtype = t.teacher_torch_dtype
-    if dtype == "auto" and (device.type == "cpu" or route.model == m.model):
-        dtype = cast(Any, str(next(site.student.parameters()).dtype).removeprefix("torch."))
-        site.choices.append(
-            Choice("teacher_torch_dtype", dtype, "as the student computes, so that equal weights agree")
-        )
+    device = _device(t.teacher_device) if t.teacher_device else home
+    held = str(next(site.student.parameters()).dtype).removeprefix("torch.")
+    chosen = teacher_dtype(site.config, route.model, device.type, held)
+    dtype = cast(Any, t.teacher_torch_dtype if chosen is None else chosen.value)
+    told = [] if chosen is None else [chosen]
+    told += [] if t.teacher_device else [Choice("teacher_device", str(device), "the student's")]
+    site.choices.extend(choice for choice in told if choice not in site.choices)  # of several teachers once
     model = load_model(
         route.model,
         revision=route.revision,
@@ -142,6 +150,23 @@ def _load(site: _Site, route: ModelRoute) -> LocalTeacher:
     return site.local(model, route.model, device=device, answer_device=answers, offload=t.offload_teacher_model)
 
 
+def _device(name: str) -> torch.device:
+    """Raises ConfigError for one that is not here."""
+    device = torch.device(name)
+    count = 1 if device.type == "cpu" else _how_many(device.type)
+    if (device.index or 0) >= count:
+        known = f"cuda has {count}: they are counted from 0" if count else f"torch sees no {device.type} device here"
+        raise ConfigError(
+            f"there is no device {name}", where=f"--teacher_device {name}", fix=f"{known}; leave it out, or write cpu"
+        )
+    return device
+
+
+def _how_many(kind: str) -> int:
+    module = getattr(torch, kind, None)
+    return int(module.device_count()) if module is not None and module.is_available() else 0
+
+
 def _server(site: _Site) -> Teacher:
     t = site.config.teacher
     if isinstance(t.teacher_model_server, list):
@@ -154,6 +179,8 @@ def _server(site: _Site) -> Teacher:
 def _connect(site: _Site, route: ServerRoute) -> Teacher:
     t, ask = site.config.teacher, ask_of(site.config)
     info = discover(route.url, key=t.teacher_api_key, patience=t.teacher_patience, say=site.say)
+    key = "--teacher_api_key" if t.teacher_api_key else KEY_VARIABLE if os.environ.get(KEY_VARIABLE) else "none"
+    site.say(f"server: {described(info)}; key {key}")
     settings = {"topk_mode": site.config.method.topk_mode, "key": t.teacher_api_key, "patience": t.teacher_patience}
     for note in check_server(info, ask, site.prepared.tokenizer, **settings, say=site.say):
         site.say(f"note: {note}")

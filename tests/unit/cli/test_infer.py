@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,16 @@ def test_an_adapter_is_read_on_its_base(tiny: Path, tmp_path: Path) -> None:
     for argv in (["--model", str(tmp_path / "adapter")], ["--adapters", str(tmp_path / "adapter")]):
         model = parse("infer", argv).model
         assert (model.model, model.adapters) == ("org/base", [str(tmp_path / "adapter")])
+
+
+def test_what_a_conversation_cannot_do_is_told(tiny: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny / "student", base)
+    (base / "chat_template.jinja").unlink()
+    assert talk(monkeypatch, ["the cat"], "--model", base, "--system", "be kind") == 0
+    seen = capsys.readouterr()
+    assert "note: base has no chat template: it goes on with the conversation as plain text" in seen.err
+    assert "a system message is not read" in seen.err
+    assert "chosen: --torch_dtype float32: CPUs are fast and exact in it" in seen.err
+    whole = len(AutoTokenizer.from_pretrained(base)(seen.out)["input_ids"])
+    assert ("(base was cut off at --max_completion_length 8)" in seen.err) == (whole >= 8)

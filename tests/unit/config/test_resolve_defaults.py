@@ -29,6 +29,7 @@ def test_gkd():
         "learning_rate": 1e-4,
         "gradient_accumulation_steps": 16,
         "steps_per_generation": 16,
+        "rollout_batch_size": 32,
         "per_device_eval_batch_size": 1,
         "data_seed": 42,
         "eval_strategy": "no",
@@ -47,8 +48,14 @@ def test_gkd():
         (
             {"rlhf_type": "grpo", "reward_funcs": ["accuracy"]},
             1,
-            {"num_generations": 8, "gradient_accumulation_steps": 8},
+            {"num_generations": 8, "gradient_accumulation_steps": 8, "scale_rewards": "group", "epsilon_high": 0.2},
         ),
+        (
+            {"rlhf_type": "grpo", "reward_funcs": ["cosine"], "advantage_estimator": "rloo", "epsilon": 0.1},
+            1,
+            {"scale_rewards": "none", "epsilon_high": 0.1, "cosine_max_len": 512},
+        ),
+        ({"push_to_hub": True, "output_dir": "runs/mine"}, 1, {"hub_model_id": "mine"}),
         # whole groups of 6 from 4 sequences at a time: 12, and nothing where the batch is named otherwise
         (
             {"rlhf_type": "grpo", "num_generations": 6, "per_device_train_batch_size": 2},

@@ -39,7 +39,7 @@ def test_one_name_stays_one() -> None:
         ('[{"url": "a", "tags": []}]', "gives a no tags"),
         ('[{"url": "a"}]', "tags: Field required"),
         ('[{"url": "a", "tags": ["x"], "port": 1}]', "port: Extra inputs"),
-        ('["a", "b"]', "an entry that is no teacher with tags"),
+        ('["a", "b"]', "got 2 names, and several teachers need tags"),
         ("[]", "names no teacher"),
         ('[{"url": "a"', "is not JSON"),
     ],

@@ -369,3 +369,15 @@ def test_streaming_takes_the_first_rows_of_any_file(tmp_path, suffix):
     drawn, _ = load_examples([f"{file}#3"], seed=1)
     assert [example.prompt for example in first] == ["p0", "p1", "p2"]
     assert [example.prompt for example in drawn] != ["p0", "p1", "p2"]
+
+
+def test_what_else_lies_in_a_folder_is_told_of(tmp_path) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text('{"prompt": "hi"}\n')
+    (tmp_path / "notes.txt").write_text("hi")
+    (tmp_path / "c.jsonl.gz").write_bytes(b"")
+    (tmp_path / "more").mkdir()
+    (tmp_path / ".hidden").write_text("")
+    examples, dropped = load_examples([str(tmp_path)], seed=0)
+    assert len(examples) == 2
+    assert dropped.notes == [f"{tmp_path} also holds 3 entries that are not read as rows (c.jsonl.gz, more, notes.txt)"]
