@@ -70,7 +70,8 @@ def precision_of(config: Config) -> tuple[str, list[Choice]]:
     """accelerate's mixed precision, and the choices that the machine decides."""
     precision = config.optim.mixed_precision
     cuda = torch.cuda.is_available() and not config.run.use_cpu
-    found = [] if config.run.use_cpu else [device_choice("cuda" if cuda else "cpu")]
+    kind = "cuda" if cuda else "mps" if torch.backends.mps.is_available() else "cpu"  # as accelerate takes them
+    found = [] if config.run.use_cpu else [device_choice(kind)]
     if precision == "auto":
         bf16 = cuda and torch.cuda.is_bf16_supported()
         precision = "bf16" if bf16 else "no"
