@@ -90,9 +90,7 @@ def _machine(prepared: Prepared, student: nn.Module) -> list[Choice]:
         choices.append(
             Choice("attn_impl", attention, "transformers' choice; with the weights a run tries what it allows")
         )
-    device = config.teacher.teacher_device or (
-        "cuda" if torch.cuda.is_available() and not config.run.use_cpu else "cpu"
-    )
+    device = config.teacher.teacher_device or _device(config)
     held = str(next(student.parameters()).dtype).removeprefix("torch.")
     here = teachers_here(config) if prepared.method.source == "model" else []
     told = [teacher_dtype(config, name, device.partition(":")[0], held) for name, _ in here]
