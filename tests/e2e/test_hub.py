@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from safetensors.torch import load_file
 
 import limbeck as library
 from limbeck.report import hub as client
-from tests.support import make_rows
+from tests.support import command, make_rows
 from tests.support_hub import READER, WRITER, Fault, Hub, running_hub
 
 MODEL = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
@@ -151,7 +154,7 @@ def test_a_closed_door_is_met_before_the_work(
 
 FAULTS = {
     "403 at the door": (Fault("POST /api/repos/create", 403), "a token that may write"),
-    "500 at the commit": (Fault("POST .*/commit/", 500), "wait until the hub is well again"),
+    "500 at the commit": (Fault("POST .*/commit/", 500), "wait until the hub is well again; then push it by"),
     "403 in the storage": (Fault("PUT /lfs/", 403), "a token that may write"),
 }
 
@@ -201,6 +204,22 @@ def test_a_second_push_replaces_the_first(hub: Hub, tiny: Path, tmp_path: Path) 
         assert done.returncode == 0, done.stderr
         pushed = hub.repo("models", "us/model") / "model.safetensors"
         assert pushed.read_bytes() == (tmp_path / side / "model.safetensors").read_bytes()
+
+
+def test_ctrl_c_in_a_slow_push_says_how_to_push(hub: Hub, tiny: Path, tmp_path: Path) -> None:
+    hub.faults.append(Fault("/api/repos/create", delay=20.0))
+    flags = ("--model", tiny / "student", "--dataset", tiny / "rows.jsonl", "--output_dir", tmp_path / "run", *WARM)
+    argv, shared = command("sft", *flags, "--push_to_hub"), {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(argv, env=hub.env(tmp_path / "home", WRITER), text=True, **shared) as process:
+        while "POST /api/repos/create" not in hub.asked and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    hub.faults.clear()
+    assert process.returncode == 1
+    error, _, fix = lines(said)
+    assert error.endswith("could not be put on the hub: interrupted")
+    assert fix == f"  fix:   push it by `hf upload me/run {tmp_path / 'run' / 'last'}`"
 
 
 def test_from_python_the_outcome_tells_of_a_failed_push(

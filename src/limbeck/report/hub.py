@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+import sys
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -10,6 +12,7 @@ from huggingface_hub import HfApi
 from limbeck.errors import ConfigError, TrainError
 
 LOGIN = "set HF_TOKEN to a token that may write, or run `hf auth login`"
+MORE = re.compile(r" For more information check: \S+")  # of the status code, at which nobody learns anything
 LEAVE_OUT = "--push_to_hub false leaves the hub out"
 # A part of an error's type -> what to do about it. The first that occurs counts.
 FIXES = (
@@ -62,12 +65,14 @@ def push(folder: Path, name: str, *, private: bool, card: str | None = None) -> 
         repo = hub.create_repo(name, private=private, exist_ok=True).repo_id
         hub.upload_folder(repo_id=repo, folder_path=folder, commit_message="Model and card, by Limbeck")
     except (Exception, KeyboardInterrupt) as error:
+        print(file=sys.stderr, flush=True)  # a bar of the client's may still stand on the line
         error = _inner(error)
         again = shlex.join(["hf", "upload", *(["--private"] if private else []), name, str(folder)])
+        first = [] if isinstance(error, KeyboardInterrupt) else [_fix(error, others="wait until the hub is well again")]
         raise TrainError(
             f"the model is whole in {folder}, but could not be put on the hub: {_said(error)}",
             where=f"--hub_model_id {name}",
-            fix=f"{_fix(error, others='wait until the hub is well again')}; then push it by `{again}`",
+            fix="; then ".join([*first, f"push it by `{again}`"]),
         ) from error
     return f"{hub.endpoint}/{repo}"
 
@@ -79,8 +84,9 @@ def _inner(error: BaseException) -> BaseException:
 
 def _said(error: BaseException) -> str:
     """The client's words on one line."""
-    words = " ".join(str(error).split()) or "interrupted"
-    return f"{type(error).__name__}: {words}"[:300]
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return f"{type(error).__name__}: {MORE.sub('', ' '.join(str(error).split()))}"[:300]
 
 
 def _fix(error: BaseException, others: str = LEAVE_OUT) -> str:
