@@ -28,7 +28,8 @@ def main(path: str) -> None:
         if str(i) in work["copy"]:
             copy(*map(Path, work["copy"][str(i)]))
         status = cli(argv)
-        print(f"RUN {i} {status}", flush=True)
+        sys.stdout.write(f"RUN {i} {status}\n")  # at once: `print` writes the end of the line apart, after the other rank's
+        sys.stdout.flush()
 
 
 def copy(source: Path, target: Path) -> None:

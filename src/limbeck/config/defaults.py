@@ -106,6 +106,14 @@ def _batch_choices(config: Config, world_size: int) -> Iterator[Choice]:
         yield Choice("per_device_eval_batch_size", optim.per_device_train_batch_size, "as in training")
 
 
+def _policy_measure(config: Config) -> tuple[str, str]:
+    """What path B makes better, of the held-out rows, and why."""
+    if config.reward.reward_funcs:
+        return "eval_on_policy_reward", "the rewards are what grpo learns for"
+    name = "teacher_kl" if config.policy.opd_signal == "sampled" else "loss"
+    return f"eval_on_policy_{name}", "the reverse KL to the teacher, on the student's own answers"
+
+
 def _run_choices(config: Config) -> Iterator[Choice]:
     run, data = config.run, config.data
     if data.data_seed is None:
@@ -114,13 +122,19 @@ def _run_choices(config: Config) -> Iterator[Choice]:
     if run.eval_strategy is None:
         reason = "there are held-out rows" if held_out else "there are no held-out rows"
         yield Choice("eval_strategy", "steps" if held_out else "no", reason)
-    if run.eval_on_policy is None and config.method.rlhf_type == "grpo" and held_out and run.eval_strategy != "no":
-        yield Choice("eval_on_policy", True, "grpo learns from the student's own answers, so they are judged")
+    best, fresh = run.metric_for_best_model, run.eval_on_policy
+    if config.method.rlhf_type == "grpo" and held_out and run.eval_strategy != "no":
+        if fresh is None:
+            fresh = True
+            yield Choice("eval_on_policy", True, "grpo learns from the student's own answers, so they are judged")
+        if fresh and "metric_for_best_model" not in run.model_fields_set:
+            best, reason = _policy_measure(config)
+            yield Choice("metric_for_best_model", best, reason)
     if run.eval_steps is None:
         yield Choice("eval_steps", run.save_steps, "as often as checkpoints are written")
     if run.greater_is_better is None:
-        grows = any(word in run.metric_for_best_model for word in ("agreement", "accuracy", "reward"))
-        reason = f"{run.metric_for_best_model} is {'a score' if grows else 'a loss'}"
+        grows = any(word in best for word in ("agreement", "accuracy", "reward"))
+        reason = f"{best} is {'a score' if grows else 'a loss'}"
         yield Choice("greater_is_better", grows, reason)
     folder = run.output_dir
     if folder is None:

@@ -294,7 +294,7 @@ class Run(Room):
     resume_from_checkpoint: str | None = None
     """auto (the run folder's last checkpoint), a checkpoint's folder, or none."""
     metric_for_best_model: str = "eval_loss"
-    """Metric that names the best checkpoint."""
+    """Metric that names the best checkpoint; by default grpo's is one of the student's own answers."""
     greater_is_better: bool | None = None
     """Whether that metric should grow; by default decided from its name."""
     max_time: Seconds | None = None

@@ -18,6 +18,7 @@ FIELDS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("loss", "loss", number),
     ("forward_kl", "fwd_kl", number),
     ("reverse_kl", "rev_kl", number),
+    ("teacher_kl", "teacher_kl", number),
     ("topk_forward_kl", "topk_fwd_kl", number),
     ("topk_reverse_kl", "topk_rev_kl", number),
     ("top1_agreement", "agree", percent),
@@ -124,7 +125,7 @@ def line(metrics: dict[str, Any], clock: _Clock | None = None) -> str:
     if is_eval:
         fresh = not any(f"eval_{name}" in metrics for name, *_ in FIELDS)  # samples of the student's own, and no others
         values = {key.removeprefix("eval_on_policy_" if fresh else "eval_"): v for key, v in metrics.items()}
-        values.setdefault("reward", metrics.get("eval_on_policy_reward"))  # only fresh samples have one
+        values |= {key: metrics.get(f"eval_on_policy_{key}") for key in ("reward", "teacher_kl")}  # of fresh ones alone
     else:
         fresh, values = False, metrics
     step = metrics.get("step", "?")

@@ -230,9 +230,12 @@ def _evaluate(
     state, metrics = progress.state, {}
     options = {"batch_size": book.eval_batch, "pad_id": parts.pad_id}
     for prefix, samples in held_out(state.global_step).items():
-        reward = parts.judge.reward if parts.judge is not None and prefix == "eval_on_policy_" else None
+        judge = parts.judge if prefix == "eval_on_policy_" else None
+        reward = None if judge is None else judge.reward
         with parts.whole() as student:
             values = evaluate(parts.accelerator, student, parts.teacher, samples, reward=reward, **options)
+        if judge is not None and judge.sampled:  # a policy's loss is one of its advantages, which an evaluation has not
+            del values["loss"]
         metrics |= {prefix + name: value for name, value in values.items()}
     if not metrics:
         return {}

@@ -75,6 +75,22 @@ def test_gkd():
         ({"split_dataset_ratio": 0.1}, 1, {"eval_strategy": "steps"}),
         ({"seed": 7}, 1, {"data_seed": 7}),
         ({"metric_for_best_model": "eval_top1_agreement"}, 1, {"greater_is_better": True}),
+        # path B is measured on the student's own answers, by what it learns for
+        (
+            {"rlhf_type": "grpo", "val_dataset": ["v"], "reward_funcs": ["format"]},
+            1,
+            {"eval_on_policy": True, "metric_for_best_model": "eval_on_policy_reward", "greater_is_better": True},
+        ),
+        (
+            {"rlhf_type": "grpo", "val_dataset": ["v"]},
+            1,
+            {"eval_on_policy": True, "metric_for_best_model": "eval_on_policy_teacher_kl", "greater_is_better": False},
+        ),
+        (
+            {"rlhf_type": "grpo", "split_dataset_ratio": 0.1, "opd_signal": "full", "eval_on_policy": True},
+            1,
+            {"metric_for_best_model": "eval_on_policy_loss"},
+        ),
         ({"output_dir": "a/b"}, 1, {"run_name": "b"}),
         ({"model": "x/y.gguf", "rlhf_type": None, "teacher_model": None}, 1, {"output_dir": "output/y-sft"}),
     ],
@@ -89,8 +105,22 @@ def test_what_was_given_is_no_choice():
     assert not set(given) & set(chosen(**given, rlhf_type="grpo"))
 
 
-def test_resolving_again_changes_nothing():
-    config = from_flat({"model": "m", "rlhf_type": "grpo"})
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"rlhf_type": "gkd", "val_dataset": ["v"]},
+        {"val_dataset": ["v"], "eval_on_policy": False},
+        {"val_dataset": ["v"], "eval_strategy": "no"},
+        {},
+    ],
+)
+def test_nobody_else_is_measured_on_fresh_answers(flags):
+    assert not {"eval_on_policy", "metric_for_best_model"} & set(chosen(**{"rlhf_type": "grpo", **flags}))
+
+
+@pytest.mark.parametrize("more", [{}, {"val_dataset": ["v"], "reward_funcs": ["format"]}])
+def test_resolving_again_changes_nothing(more):
+    config = from_flat({"model": "m", "rlhf_type": "grpo", **more})
     once, choices = resolve_defaults(config, world_size=1)
     assert choices
     assert resolve_defaults(once, world_size=1) == (once, [])

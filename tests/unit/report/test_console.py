@@ -60,7 +60,7 @@ def test_one_line_a_step_off_a_terminal():
     console.tick(11)
     console.step({"step": 10, "kind": "eval", "eval_loss": 0.5, "eval_top1_agreement": 0.25})
     console.step({"step": 11, "kind": "train", "reward": 0.25})
-    console.step({"step": 11, "kind": "eval", "eval_loss": 0.5, "eval_on_policy_reward": 0.75})
+    console.step({"step": 11, "kind": "eval", "eval_loss": 0.5, "eval_teacher_kl": 3.0, "eval_on_policy_reward": 0.75})
     console.close()
     first, second, third, fourth = out.getvalue().splitlines()
     assert first.startswith("step 10/40  loss 0.4321  lr 1e-5  eta ")
