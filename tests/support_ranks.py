@@ -28,7 +28,8 @@ def main(path: str) -> None:
         if str(i) in work["copy"]:
             copy(*map(Path, work["copy"][str(i)]))
         status = cli(argv)
-        sys.stdout.write(f"RUN {i} {status}\n")  # at once: `print` writes the end of the line apart, after the other rank's
+        # at once: `print` writes the end of the line apart, and the other rank's may come between
+        sys.stdout.write(f"RUN {i} {status}\n")
         sys.stdout.flush()
 
 
