@@ -235,7 +235,7 @@ def _evaluate(
         with parts.whole() as student:
             values = evaluate(parts.accelerator, student, parts.teacher, samples, reward=reward, **options)
         if judge is not None and judge.sampled:  # a policy's loss is one of its advantages, which an evaluation has not
-            del values["loss"]
+            values.pop("loss", None)  # there is none where the teacher refused every row
         metrics |= {prefix + name: value for name, value in values.items()}
     if not metrics:
         return {}
